@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// The manifest: which files an artifact has, with path, mode, size, digest and chunk digests. Its
+// canonical bytes are its identity. Decoding is the one place where a foreign manifest is checked;
+// everything behind it may rely on what `decodeManifest` promises.
+
+import { z } from "zod";
+import { canonicalJson } from "../core/canonical-json.ts";
+import {
+  blake3Hex,
+  chunkedDigest,
+  type Digest,
+  type Hex32,
+  isDigest,
+  isHex32,
+  wholeDigest,
+} from "../core/digest.ts";
+import { chunkBytes, type Piece } from "../core/pieces.ts";
+import { GiB, MiB } from "../core/units.ts";
+import { RelightError } from "../errors.ts";
+import { collisionKey, unsafePath } from "./paths.ts";
+
+export const manifestFormat = "relight.artifact.v1";
+
+/** What a target accepts. Beyond the largest cache known by a factor of ten, and safe to hold in memory. */
+export const manifestLimits = {
+  bytesMax: 128 * MiB,
+  filesMax: 400_000,
+  fileBytesMax: 64 * GiB,
+  totalBytesMax: 2_048 * GiB,
+} as const;
+
+/**
+ * How a file travels. `plain`: the bytes as they lie on disk. `rooted`: a text that names its cache's
+ * root, with the root replaced by a token (src/artifacts/rebase.ts); size and digest are of that text.
+ */
+export type Form = "plain" | "rooted";
+
+export interface ManifestFile {
+  /** Relative to the cache's root, with `/`, checked by `unsafePath`. */
+  readonly path: string;
+  /** Permission bits: 0o644 or 0o755, nothing else. */
+  readonly mode: 0o644 | 0o755;
+  /** In bytes, of the form that travels. */
+  readonly size: number;
+  readonly form: Form;
+  readonly digest: Digest;
+  /** One digest for each `chunkBytes` of a larger file; empty for a file of one chunk. */
+  readonly chunks: readonly Hex32[];
+}
+
+export interface Manifest {
+  readonly family: string;
+  /** In ascending order of path by UTF-16 code units, so that equal trees have equal bytes. */
+  readonly files: readonly ManifestFile[];
+}
+
+export interface SealedManifest extends Manifest {
+  /** Digest of `bytes`. */
+  readonly artifactId: Hex32;
+  readonly bytes: Buffer;
+}
+
+const fileShape = z.strictObject({
+  path: z.string().min(1).max(4096),
+  mode: z.union([z.literal(0o644), z.literal(0o755)]),
+  size: z.int().min(0).max(manifestLimits.fileBytesMax),
+  form: z.enum(["plain", "rooted"]),
+  digest: z.string().refine(isDigest),
+  chunks: z.array(z.string().refine(isHex32)),
+});
+const manifestShape = z.strictObject({
+  format: z.literal(manifestFormat),
+  family: z.string().regex(/^[a-z0-9][a-z0-9._-]{0,63}$/),
+  files: z.array(fileShape).min(1).max(manifestLimits.filesMax),
+});
+
+/** The canonical bytes and the id of a manifest. `files` may come in any order. */
+export function encodeManifest(manifest: Manifest): SealedManifest {
+  const files = manifest.files.toSorted(byPath);
+  const text = canonicalJson({
+    format: manifestFormat,
+    family: manifest.family,
+    files: files.map(({ path, mode, size, form, digest, chunks }) => ({
+      path,
+      mode,
+      size,
+      form,
+      digest,
+      chunks,
+    })),
+  });
+  const bytes = Buffer.from(text, "utf8");
+  return { family: manifest.family, files, bytes, artifactId: blake3Hex(bytes) };
+}
+
+/**
+ * A manifest from foreign bytes, every promise of the types above checked: limits, shape, safe and
+ * distinct paths (also where case and normalisation are folded), no file in a file's place, order,
+ * sizes that agree with chunks, digests of the right kind, canonical spelling.
+ * @throws RelightError `manifest_invalid`, `path_unsafe` or `digest_mismatch`.
+ */
+export function decodeManifest(bytes: Buffer, wanted: { artifactId: string }): SealedManifest {
+  if (bytes.length > manifestLimits.bytesMax)
+    invalid(`${bytes.length} bytes, want at most ${manifestLimits.bytesMax}`);
+  const artifactId = blake3Hex(bytes);
+  if (artifactId !== wanted.artifactId) {
+    throw new RelightError(
+      "digest_mismatch",
+      `Cannot accept manifest: digest is ${artifactId}, wanted ${wanted.artifactId}`,
+    );
+  }
+  const { family, files } = parse(bytes);
+  checkPaths(files);
+  checkSizes(files);
+  const sealed = encodeManifest({ family, files });
+  if (!sealed.bytes.equals(bytes)) invalid("its spelling is not canonical");
+  return sealed;
+}
+
+/** All pieces in order: files in manifest order, chunks by offset. An empty file is one piece of length 0. */
+export function listPieces(manifest: Manifest): Piece[] {
+  return manifest.files.flatMap((file, fileIndex) => filePieces(file, fileIndex));
+}
+
+export function totalBytes(manifest: Manifest): number {
+  return manifest.files.reduce((sum, file) => sum + file.size, 0);
+}
+
+function filePieces(file: ManifestFile, fileIndex: number): Piece[] {
+  if (file.chunks.length === 0) {
+    return [
+      {
+        fileIndex,
+        offset: 0,
+        length: file.size,
+        digest: file.digest.slice("blake3:".length) as Hex32,
+      },
+    ];
+  }
+  return file.chunks.map((digest, chunk) => {
+    const offset = chunk * chunkBytes;
+    return { fileIndex, offset, length: Math.min(chunkBytes, file.size - offset), digest };
+  });
+}
+
+function parse(bytes: Buffer): Manifest {
+  let json: unknown;
+  try {
+    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+  } catch (cause) {
+    throw new RelightError("manifest_invalid", "Cannot read manifest: it is not JSON in UTF-8", {
+      cause,
+    });
+  }
+  const result = manifestShape.safeParse(json);
+  if (!result.success) {
+    const issue = result.error.issues[0];
+    return invalid(`${issue?.path.join(".") ?? ""}: ${issue?.message ?? "wrong shape"}`);
+  }
+  return result.data as Manifest;
+}
+
+function checkPaths(files: readonly ManifestFile[]): void {
+  const seen = new Map<string, string>();
+  let previous = "";
+  for (const { path } of files) {
+    const reason = unsafePath(path);
+    if (reason !== null)
+      throw new RelightError(
+        "path_unsafe",
+        `Cannot accept path ${JSON.stringify(path.slice(0, 200))}: ${reason}`,
+      );
+    if (path <= previous) invalid(`${JSON.stringify(path)} is repeated or out of order`);
+    previous = path;
+    const key = collisionKey(path);
+    if (seen.has(key))
+      invalid(`${JSON.stringify(path)} collides with ${JSON.stringify(seen.get(key))}`);
+    seen.set(key, path);
+  }
+  for (const [key, path] of seen) {
+    for (let slash = key.indexOf("/"); slash !== -1; slash = key.indexOf("/", slash + 1)) {
+      if (seen.has(key.slice(0, slash)))
+        invalid(`${JSON.stringify(path)} lies under a path that is a file`);
+    }
+  }
+}
+
+function checkSizes(files: readonly ManifestFile[]): void {
+  let total = 0;
+  for (const { path, size, chunks, digest, form } of files) {
+    total += size;
+    const chunkCount = size > chunkBytes ? Math.ceil(size / chunkBytes) : 0;
+    if (chunks.length !== chunkCount)
+      invalid(`${JSON.stringify(path)} has ${chunks.length} chunks, its size wants ${chunkCount}`);
+    if (form === "rooted" && chunkCount > 0)
+      invalid(`${JSON.stringify(path)} is rooted and larger than one chunk`);
+    if (
+      chunkCount > 0
+        ? digest !== chunkedDigest(chunks)
+        : digest !== wholeDigest(digest.slice(-64) as Hex32)
+    ) {
+      invalid(`${JSON.stringify(path)} has a digest that contradicts its chunks`);
+    }
+  }
+  if (total > manifestLimits.totalBytesMax)
+    invalid(`${total} bytes in all, want at most ${manifestLimits.totalBytesMax}`);
+}
+
+function byPath(left: ManifestFile, right: ManifestFile): number {
+  return left.path < right.path ? -1 : left.path > right.path ? 1 : 0;
+}
+
+function invalid(reason: string): never {
+  throw new RelightError("manifest_invalid", `Cannot accept manifest: ${reason}`);
+}
