@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// What Relight knows of one kind of JIT cache: where the engine keeps it, what it depends on, which
+// of its files are half-written, name their root, or have a form that can be checked. One small file
+// per family under kinds/; families.ts lists them.
+
+/** Facts that two replicas must share. Values are texts; empty means unknown. */
+export const factNames = [
+  "machine",
+  "framework",
+  "framework_version",
+  "python",
+  "torch",
+  "cuda",
+  "triton",
+  "triton_key",
+  "gpu_arch",
+  "nvcc",
+  "flashinfer",
+  "deep_gemm",
+  "deep_gemm_path",
+  "tilelang",
+  "cutlass_dsl",
+  "tvm_ffi",
+  "model",
+  "revision",
+  "tp",
+  "pp",
+  "ep",
+  "dtype",
+  "quantization",
+  "compile_config",
+] as const;
+
+export type FactName = (typeof factNames)[number];
+export type Facts = Readonly<Record<FactName, string>>;
+
+/** The engine's environment variables. */
+export type Environment = Readonly<Record<string, string | undefined>>;
+
+export interface Family {
+  readonly name: string;
+  /** What it holds, for `relight doctor` and the docs. */
+  readonly about: string;
+  /** The variable that moves the cache; set means the family is in use. Null for a family given by hand. */
+  readonly variable: string | null;
+  /** The Python distribution whose presence means that the engine uses this family. */
+  readonly usedBy: readonly FactName[];
+  /** The cache's absolute root; null when the environment does not tell (no HOME). */
+  root(env: Environment): string | null;
+  /** The number that model_express.p2p.MxSourceType gives to this kind of cache. */
+  readonly sourceType: number;
+  readonly dependsOn: readonly FactName[];
+  /** Half-written by the compiler, or worthless to another replica. */
+  isTemporary(path: string): boolean;
+  /** Names its root and travels in portable form (rebase.ts). */
+  isRooted(path: string): boolean;
+  /** Groups files into what was compiled: the unit that hits and compiles are counted in; null to not count. */
+  unitOf(path: string): string | null;
+}
+
+/** A kernel per directory: the unit is the file's folder, when the file is the compiled code. */
+export function folderUnit(path: string, endings: readonly string[]): string | null {
+  if (!endings.some((ending) => path.endsWith(ending))) return null;
+  const slash = path.lastIndexOf("/");
+  return slash === -1 ? path : path.slice(0, slash);
+}
+
+/** Names that compilers, ninja, file locks and editors give to files on their way. */
+export function isTemporaryName(path: string): boolean {
+  return path
+    .split("/")
+    .some(
+      (name) =>
+        name.startsWith("tmp.") ||
+        name.startsWith(".tmp") ||
+        name.includes(".tmp.") ||
+        /\.(tmp|temp|lock|part|swp|pid)$/.test(name) ||
+        name === "__pycache__" ||
+        name === "lock" ||
+        name === "locks",
+    );
+}

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Any other cache, given as NAME=DIR. Nothing is known of its keys, so everything that is known of
+// the replica is part of its identity, and the user adds what else must agree.
+
+import path from "node:path";
+import { RelightError } from "../../errors.ts";
+import { type Family, factNames, isTemporaryName } from "../family.ts";
+import { isGroupFile } from "../rebase.ts";
+
+/** @throws RelightError `config_invalid` for a name that no family may have. */
+export function customFamily(name: string, folder: string): Family {
+  if (!/^[a-z0-9][a-z0-9._-]{0,63}$/.test(name)) {
+    throw new RelightError(
+      "config_invalid",
+      `Cannot name a cache "${name}": want lower-case letters, digits, ".", "_" or "-"`,
+    );
+  }
+  const root = path.resolve(folder);
+  return {
+    name,
+    about: "A cache given by hand.",
+    variable: null,
+    usedBy: [],
+    root: () => root,
+    sourceType: 3,
+    dependsOn: factNames.filter((fact) => fact !== "deep_gemm_path"),
+    isTemporary: isTemporaryName,
+    isRooted: isGroupFile,
+    unitOf: (file) => file,
+  };
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// FlashInfer: JIT-built operators (shared objects, keyed by version and architecture), and the
+// autotuner's results as vLLM keeps them. Source: flashinfer/jit/env.py; vLLM's kernel warm-up.
+
+import path from "node:path";
+import { type Family, isTemporaryName } from "../family.ts";
+import { cacheHome } from "./torch-compile.ts";
+
+export const flashinferJit: Family = {
+  name: "flashinfer-jit",
+  about: "FlashInfer operators built at first use.",
+  variable: "FLASHINFER_WORKSPACE_BASE",
+  usedBy: ["flashinfer"],
+  root: (env) => {
+    const base = env["FLASHINFER_WORKSPACE_BASE"] ?? env["HOME"];
+    return base ? path.join(base, ".cache", "flashinfer") : null;
+  },
+  sourceType: 8,
+  dependsOn: [
+    "machine",
+    "python",
+    "torch",
+    "cuda",
+    "gpu_arch",
+    "flashinfer",
+    "model",
+    "tp",
+    "dtype",
+    "quantization",
+  ],
+  isTemporary: isTemporaryName,
+  isRooted: () => false,
+  unitOf: (file) => (file.endsWith(".so") ? file : null),
+};
+
+export const flashinferAutotune: Family = {
+  name: "flashinfer-autotune",
+  about: "FlashInfer's autotuner: chosen configurations, as JSON.",
+  variable: "VLLM_CACHE_ROOT",
+  usedBy: [],
+  root: (env) => {
+    const base = env["VLLM_CACHE_ROOT"] ?? cacheHome(env);
+    return base === null
+      ? null
+      : path.join(base, env["VLLM_CACHE_ROOT"] ? "" : "vllm", "flashinfer_autotune_cache");
+  },
+  sourceType: 8,
+  dependsOn: [
+    "machine",
+    "framework",
+    "framework_version",
+    "torch",
+    "cuda",
+    "gpu_arch",
+    "flashinfer",
+    "model",
+    "tp",
+    "ep",
+    "dtype",
+    "quantization",
+  ],
+  isTemporary: isTemporaryName,
+  isRooted: () => false,
+  unitOf: (file) => (file.endsWith(".json") ? file : null),
+};

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sealing: one walk over a cache that turns what lies there into a manifest. Nothing is copied or
+// packed. Links, special files, half-written and changing files are left out, each with its reason.
+// Blocking; the agent runs it on a worker thread (seal-worker.ts).
+
+import fs from "node:fs";
+import path from "node:path";
+import { Blake3Hasher } from "@napi-rs/blake-hash";
+import { blake3Hex, chunkedDigest, type Hex32, wholeDigest } from "../core/digest.ts";
+import { chunkBytes } from "../core/pieces.ts";
+import { RelightError } from "../errors.ts";
+import { errnoOf, fromNodeError } from "../platform/node-errors.ts";
+import type { Family } from "./family.ts";
+import {
+  encodeManifest,
+  type ManifestFile,
+  manifestLimits,
+  type SealedManifest,
+} from "./manifest.ts";
+import { collisionKey, ownFolder, unsafePath } from "./paths.ts";
+import { toPortable } from "./rebase.ts";
+
+/** A sealed file as it lay on disk, so that a server can tell whether it still does. */
+export interface SealedFile {
+  readonly entry: ManifestFile;
+  /** Size on disk; differs from the entry's for a rooted file. */
+  readonly diskSize: number;
+  readonly mtimeNs: bigint;
+  readonly inode: bigint;
+  /** The portable form of a rooted file. */
+  readonly portable?: Buffer;
+}
+
+export interface Skipped {
+  readonly path: string;
+  readonly reason: string;
+  /** Worth another look soon: still settling, or changed while it was read. */
+  readonly isTransient: boolean;
+}
+
+export interface Seal {
+  readonly manifest: SealedManifest;
+  /** In the manifest's order. */
+  readonly files: readonly SealedFile[];
+  readonly skipped: readonly Skipped[];
+}
+
+export interface SealOptions {
+  readonly root: string;
+  readonly family: Family;
+  /** Relative folders that other caches own. */
+  readonly excluded: readonly string[];
+  /** Files touched after this moment (Unix milliseconds) are still settling. */
+  readonly settledBeforeMs: number;
+  /** The last seal's files by path; one whose stamp is unchanged is not read again. */
+  readonly known?: ReadonlyMap<string, SealedFile>;
+}
+
+/**
+ * The artifact that lies under `root` now; null when there is nothing to seal.
+ * @throws RelightError what the disk answered, or `manifest_invalid` when the tree is beyond the limits.
+ */
+export function seal(options: SealOptions): Seal | null {
+  const skipped: Skipped[] = [];
+  const sealed: SealedFile[] = [];
+  const buffer = Buffer.allocUnsafe(chunkBytes);
+  for (const relative of walk(options, skipped)) {
+    const file = sealFile(relative, options, { buffer, skipped });
+    if (file !== null) sealed.push(file);
+    if (sealed.length > manifestLimits.filesMax) {
+      throw new RelightError(
+        "manifest_invalid",
+        `Cannot seal "${options.root}": more than ${manifestLimits.filesMax} files`,
+      );
+    }
+  }
+  const files = dropBrokenGroups(dropCollisions(sealed, skipped), skipped);
+  if (files.length === 0) return null;
+  const byPath = new Map(files.map((file) => [file.entry.path, file]));
+  const manifest = encodeManifest({
+    family: options.family.name,
+    files: files.map(({ entry }) => entry),
+  });
+  const ordered = manifest.files.flatMap(({ path: name }) => byPath.get(name) ?? []);
+  return { manifest, files: ordered, skipped };
+}
+
+function* walk(options: SealOptions, skipped: Skipped[]): Generator<string> {
+  const excluded = new Set([ownFolder, ...options.excluded]);
+  const folders = [""];
+  for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
+    for (const item of listFolder(path.join(options.root, folder))) {
+      const relative = folder === "" ? item.name : `${folder}/${item.name}`;
+      if (excluded.has(relative)) continue;
+      if (item.isDirectory()) {
+        if (!options.family.isTemporary(relative)) folders.push(relative);
+      } else if (!item.isFile())
+        skipped.push(leave(relative, item.isSymbolicLink() ? "a link" : "not a regular file"));
+      else if (options.family.isTemporary(relative)) skipped.push(leave(relative, "temporary"));
+      else yield relative;
+    }
+  }
+}
+
+function listFolder(folder: string): fs.Dirent[] {
+  try {
+    return fs.readdirSync(folder, { withFileTypes: true });
+  } catch (error) {
+    // Compilers remove their temporary folders while we walk.
+    if (errnoOf(error) === "ENOENT") return [];
+    throw fromNodeError(error, `read "${folder}"`);
+  }
+}
+
+function sealFile(
+  relative: string,
+  options: SealOptions,
+  state: { buffer: Buffer; skipped: Skipped[] },
+): SealedFile | null {
+  const unsafe = unsafePath(relative);
+  if (unsafe !== null) return skip(state, leave(relative, unsafe));
+  for (let attempt = 0; attempt < 2; attempt++) {
+    try {
+      const outcome = readFile(relative, options, state.buffer);
+      if (typeof outcome !== "string") return outcome;
+      if (outcome === "settling") return skip(state, leave(relative, "still settling", true));
+    } catch (error) {
+      const reason = reasonToSkip(error);
+      if (reason === null) throw error;
+      return skip(state, leave(relative, reason));
+    }
+  }
+  return skip(state, leave(relative, "changed while it was read", true));
+}
+
+/** The file's entry, or why there is none yet. */
+function readFile(
+  relative: string,
+  options: SealOptions,
+  buffer: Buffer,
+): SealedFile | "settling" | "changed" {
+  const file = path.join(options.root, relative);
+  const handle = fs.openSync(
+    file,
+    fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK,
+  );
+  try {
+    const before = fs.fstatSync(handle, { bigint: true });
+    if (!before.isFile()) throw new RelightError("structure_invalid", "not a regular file");
+    if (Number(before.mtimeMs) > options.settledBeforeMs) return "settling";
+    const known = options.known?.get(relative);
+    if (known !== undefined && isSameStamp(known, before)) return known;
+    if (before.size > manifestLimits.fileBytesMax)
+      throw new RelightError("structure_invalid", "larger than a manifest may hold");
+    const content = options.family.isRooted(relative)
+      ? readRooted(handle, Number(before.size), options.root)
+      : hashFile(handle, Number(before.size), buffer);
+    const after = fs.fstatSync(handle, { bigint: true });
+    const stamp = { diskSize: Number(before.size), mtimeNs: before.mtimeNs, inode: before.ino };
+    if (content === null || !isSameStamp(stamp, after)) return "changed";
+    const mode = (before.mode & 0o100n) === 0n ? 0o644 : 0o755;
+    return {
+      entry: { path: relative, mode, ...content.entry },
+      ...stamp,
+      ...(content.portable ? { portable: content.portable } : {}),
+    };
+  } finally {
+    fs.closeSync(handle);
+  }
+}
+
+interface Content {
+  readonly entry: Pick<ManifestFile, "size" | "form" | "digest" | "chunks">;
+  readonly portable?: Buffer;
+}
+
+function readRooted(handle: number, size: number, root: string): Content {
+  if (size > chunkBytes)
+    throw new RelightError("structure_invalid", "a group file larger than a chunk");
+  const portable = toPortable(fs.readFileSync(handle), root);
+  return {
+    entry: {
+      size: portable.length,
+      form: "rooted",
+      digest: wholeDigest(blake3Hex(portable)),
+      chunks: [],
+    },
+    portable,
+  };
+}
+
+/** Null when the file was cut short while it was read. */
+function hashFile(handle: number, size: number, buffer: Buffer): Content | null {
+  const chunks: Hex32[] = [];
+  for (let offset = 0; offset < size || chunks.length === 0; offset += chunkBytes) {
+    const wanted = Math.min(chunkBytes, size - offset);
+    const read = readExactly(handle, buffer, { offset, length: wanted });
+    if (read !== wanted) return null;
+    chunks.push(new Blake3Hasher().update(buffer.subarray(0, wanted)).digest("hex") as Hex32);
+  }
+  const [first] = chunks;
+  if (chunks.length === 1 && first !== undefined) {
+    return { entry: { size, form: "plain", digest: wholeDigest(first), chunks: [] } };
+  }
+  return { entry: { size, form: "plain", digest: chunkedDigest(chunks), chunks } };
+}
+
+function readExactly(
+  handle: number,
+  buffer: Buffer,
+  range: { offset: number; length: number },
+): number {
+  let done = 0;
+  while (done < range.length) {
+    const read = fs.readSync(handle, buffer, done, range.length - done, range.offset + done);
+    if (read === 0) break;
+    done += read;
+  }
+  return done;
+}
+
+function isSameStamp(
+  known: Pick<SealedFile, "diskSize" | "mtimeNs" | "inode">,
+  now: fs.BigIntStats,
+): boolean {
+  return (
+    BigInt(known.diskSize) === now.size && known.mtimeNs === now.mtimeNs && known.inode === now.ino
+  );
+}
+
+/** A group that lists a file which is not sealed would be refused by every target. */
+function dropBrokenGroups(files: readonly SealedFile[], skipped: Skipped[]): SealedFile[] {
+  const paths = new Set(files.map(({ entry }) => entry.path));
+  return files.filter(({ entry, portable }) => {
+    if (portable === undefined || groupMembers(portable).every((member) => paths.has(member)))
+      return true;
+    skipped.push(leave(entry.path, "lists a file that is not sealed", true));
+    return false;
+  });
+}
+
+function groupMembers(portable: Buffer): string[] {
+  const { child_paths: children } = JSON.parse(portable.toString("utf8")) as {
+    child_paths: Record<string, string>;
+  };
+  return Object.values(children).map((child) => child.slice("relight-root:/".length));
+}
+
+function dropCollisions(files: readonly SealedFile[], skipped: Skipped[]): SealedFile[] {
+  const seen = new Set<string>();
+  return files.filter(({ entry }) => {
+    const key = collisionKey(entry.path);
+    if (!seen.has(key)) return seen.add(key);
+    skipped.push(leave(entry.path, "its name differs from another only in case or normalisation"));
+    return false;
+  });
+}
+
+function reasonToSkip(error: unknown): string | null {
+  if (error instanceof RelightError) return error.message;
+  const errno = errnoOf(error);
+  if (errno === "ENOENT") return "removed while it was read";
+  if (errno === "ELOOP") return "replaced by a link";
+  return errno === "EACCES" || errno === "EPERM" ? "not readable" : null;
+}
+
+function leave(relative: string, reason: string, isTransient = false): Skipped {
+  return { path: relative, reason, isTransient };
+}
+
+function skip(state: { skipped: Skipped[] }, entry: Skipped): null {
+  state.skipped.push(entry);
+  return null;
+}
