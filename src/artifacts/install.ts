@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+// Installing an artifact into a cache: private staging inside the cache's own root, then checks, then a
+// journal, then placing, then a receipt. A crash before the journal leaves nothing; after it, the next
+// start places the rest. Everything here runs under the cache's node lock.
+
+import { randomBytes } from "node:crypto";
+import fs from "node:fs";
+import path from "node:path";
+import { RelightError } from "../errors.ts";
+import { listNames } from "../platform/files.ts";
+import { errnoOf, fromNodeError } from "../platform/node-errors.ts";
+import type { ManifestFile, SealedManifest } from "./manifest.ts";
+import { placeTree } from "./place.ts";
+import { fromPortable } from "./rebase.ts";
+import {
+  ownPaths,
+  type Receipt,
+  readJournal,
+  removeJournal,
+  writeJournal,
+  writeReceipt,
+} from "./receipt.ts";
+import { checkStructure } from "./structure.ts";
+
+/** Installed files are read for the first time when their access time passes this far behind. */
+const accessLagMs = 3_600_000;
+
+export interface Staging {
+  /** Absolute; files lie below under their manifest paths. */
+  readonly tree: string;
+}
+
+export interface Installed {
+  readonly receipt: Receipt;
+  /** Relative paths where the target had a file of its own, which stays. */
+  readonly kept: readonly string[];
+}
+
+/**
+ * Makes the cache's root and Relight's folder in it.
+ * @returns the root with links resolved: a cache folder that is a link to another place is the user's choice.
+ * @throws RelightError `target_obstructed` when something else stands there, or what the disk answered.
+ */
+export function openRoot(root: string): string {
+  try {
+    fs.mkdirSync(root, { recursive: true });
+    const real = fs.realpathSync(root);
+    const { own, staging, receipts } = ownPaths(real);
+    for (const folder of [own, staging, receipts]) openOwnFolder(folder);
+    return real;
+  } catch (error) {
+    if (errnoOf(error) === "EEXIST") {
+      throw new RelightError("target_obstructed", `Cannot use "${root}": it is not a folder`, {
+        cause: error,
+      });
+    }
+    throw fromNodeError(error, `use "${root}" as a cache`);
+  }
+}
+
+/** Fresh, private, with the folders that `files` need. */
+export function createStaging(root: string, files: readonly Pick<ManifestFile, "path">[]): Staging {
+  const tree = path.join(ownPaths(root).staging, randomBytes(8).toString("hex"));
+  try {
+    fs.mkdirSync(tree, { mode: 0o700 });
+    const folders = new Set(files.map((file) => path.dirname(file.path)));
+    for (const folder of folders) fs.mkdirSync(path.join(tree, folder), { recursive: true });
+    return { tree };
+  } catch (error) {
+    throw fromNodeError(error, `make a staging folder in "${root}"`);
+  }
+}
+
+/** Files of the manifest for which the target has none. */
+export function missingFiles(root: string, manifest: SealedManifest): ManifestFile[] {
+  return manifest.files.filter(
+    (file) => fs.lstatSync(path.join(root, file.path), { throwIfNoEntry: false }) === undefined,
+  );
+}
+
+/**
+ * Checks what was staged, turns portable files into this root's, and gives everything its final name.
+ * @param files the files that were staged: verified byte by byte against the manifest
+ * @throws RelightError `structure_invalid` or `path_unsafe` before anything is visible; disk errors at any time.
+ */
+export function installStaged(options: {
+  root: string;
+  staging: Staging;
+  manifest: SealedManifest;
+  files: readonly ManifestFile[];
+  sources: readonly string[];
+  nowMs: number;
+}): Installed {
+  const { root, staging, manifest, files, nowMs } = options;
+  const members = new Set(manifest.files.map((file) => file.path));
+  const mtimeMs = Math.floor(nowMs / 1_000) * 1_000;
+  for (const file of files) prepareFile(file, { root, staging, members, mtimeMs });
+  const receipt: Receipt = {
+    format: "relight.receipt.v1",
+    artifactId: manifest.artifactId,
+    family: manifest.family,
+    installedAtMs: nowMs,
+    sources: [...options.sources],
+    files: files.map(({ path: name, size }) => ({ path: name, size, mtimeMs })),
+  };
+  writeJournal(root, { stagingName: path.basename(staging.tree), receipt });
+  return finish(root, staging.tree, receipt);
+}
+
+/**
+ * What a crash left: completes an installation whose journal was written, removes every other staging.
+ * @returns true when an installation was completed
+ */
+export function recoverRoot(root: string): boolean {
+  const { staging } = ownPaths(root);
+  const journal = readJournal(root);
+  const tree = journal === null ? null : path.join(staging, journal.stagingName);
+  const canFinish = journal !== null && tree !== null && fs.existsSync(tree);
+  if (canFinish) finish(root, tree, journal.receipt);
+  removeJournal(root);
+  for (const name of listNames(staging))
+    fs.rmSync(path.join(staging, name), { recursive: true, force: true });
+  return canFinish;
+}
+
+export function removeStaging(staging: Staging): void {
+  fs.rmSync(staging.tree, { recursive: true, force: true });
+}
+
+function finish(root: string, tree: string, receipt: Receipt): Installed {
+  const { kept } = placeTree(tree, root);
+  const keptSet = new Set(kept);
+  // A crash inside placeTree loses the list of what was placed before it; what exists with the size and
+  // time that we gave is ours.
+  const files = receipt.files.filter((file) => !keptSet.has(file.path) && isOurs(root, file));
+  const final = { ...receipt, files };
+  writeReceipt(root, final);
+  removeJournal(root);
+  fs.rmSync(tree, { recursive: true, force: true });
+  return { receipt: final, kept };
+}
+
+function isOurs(root: string, file: Receipt["files"][number]): boolean {
+  const stat = fs.lstatSync(path.join(root, file.path), { throwIfNoEntry: false });
+  return stat?.isFile() === true && stat.mtimeMs === file.mtimeMs;
+}
+
+function prepareFile(
+  file: ManifestFile,
+  context: { root: string; staging: Staging; members: ReadonlySet<string>; mtimeMs: number },
+): void {
+  const { root, staging, members, mtimeMs } = context;
+  const staged = path.join(staging.tree, file.path);
+  try {
+    if (file.form === "rooted")
+      fs.writeFileSync(staged, fromPortable(fs.readFileSync(staged), root, members));
+    checkStructure(staging.tree, file.path);
+    fs.chmodSync(staged, file.mode);
+    // Access before modification: the first read then moves it, also under relatime, and proves a hit.
+    fs.utimesSync(staged, new Date(mtimeMs - accessLagMs), new Date(mtimeMs));
+  } catch (error) {
+    throw fromNodeError(error, `prepare "${file.path}"`);
+  }
+}
+
+function openOwnFolder(folder: string): void {
+  fs.mkdirSync(folder, { recursive: true, mode: 0o700 });
+  const stat = fs.lstatSync(folder);
+  if (!stat.isDirectory() || stat.uid !== process.getuid?.()) {
+    throw new RelightError(
+      "target_obstructed",
+      `Cannot use "${folder}": it is a link or belongs to somebody else`,
+    );
+  }
+}
