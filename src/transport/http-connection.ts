@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// One connection to a source, one exchange after the other. node:net reads into one pooled buffer
+// (`onread`), in which the body's parts are looked at where they lie: the fastest way that Node has
+// (docs/adr), and memory that no source can make grow. Deadlines are checked from outside.
+
+import net from "node:net";
+import { asRelightError, RelightError } from "../errors.ts";
+import { errnoOf } from "../platform/node-errors.ts";
+import { parseHead, type ResponseHead } from "./http-head.ts";
+import type { FetchLimits } from "./transport.ts";
+
+/** What becomes of a response's body. Throwing ends the exchange and drops the connection. */
+export interface BodySink {
+  /** Refuses a response that is not the wanted one. */
+  head(head: ResponseHead): void;
+  /** Looks at the bytes that are there, in order, and returns how many it is done with. */
+  body(bytes: Buffer): number;
+  /** How many bytes of `body` it wants to see at once before it can go on; a hint for the next read. */
+  readonly wantedBytes: number;
+  end(): void;
+}
+
+interface Exchange {
+  readonly sink: BodySink;
+  readonly done: PromiseWithResolvers<void>;
+  head: ResponseHead | null;
+  bodyLeft: number;
+}
+
+/** A read beyond this gains nothing and pushes warm bytes out of the cache. */
+const readBytesMax = 1024 * 1024;
+/** Below this, reading to the exact end of a part costs more calls than moving its rest would. */
+const exactReadBytesMin = 256 * 1024;
+
+export class Connection {
+  readonly endpoint: string;
+  readonly #socket: net.Socket;
+  readonly #buffer: Buffer;
+  readonly #limits: FetchLimits;
+  #start = 0;
+  #end = 0;
+  #exchange: Exchange | null = null;
+  #failure: RelightError | null = null;
+  #isConnected = false;
+  #isClosing = false;
+  #hasAnswered = false;
+  #wasStale = false;
+  #sinceMs = performance.now();
+  #windowMs = 0;
+  #windowBytes = 0;
+
+  /** `buffer` belongs to the connection until `onClosed` is called; the longest part must fit into it. */
+  constructor(
+    endpoint: string,
+    options: { buffer: Buffer; limits: FetchLimits; onClosed: (buffer: Buffer) => void },
+  ) {
+    this.endpoint = endpoint;
+    this.#buffer = options.buffer;
+    this.#limits = options.limits;
+    const { hostname, port } = parseEndpoint(endpoint);
+    this.#socket = net.connect({
+      host: hostname,
+      port,
+      noDelay: true,
+      onread: {
+        buffer: () => this.#room(),
+        callback: (bytes) => {
+          this.#received(bytes);
+          return true;
+        },
+      },
+    });
+    this.#socket.on("connect", () => {
+      this.#isConnected = true;
+      this.#progress();
+    });
+    this.#socket.on("end", () => this.#lost("closed the connection"));
+    this.#socket.on("error", (error) => this.#lost(errnoOf(error) || "an error", error));
+    this.#socket.on("close", () => {
+      this.#lost("closed the connection");
+      options.onClosed(this.#buffer);
+    });
+  }
+
+  /** Whether another exchange can follow. */
+  get isUsable(): boolean {
+    return this.#failure === null && !this.#isClosing && this.#exchange === null;
+  }
+
+  /** The source hung up before a byte of its answer came: what an idle connection's time-out looks like. */
+  get wasStale(): boolean {
+    return this.#wasStale;
+  }
+
+  /** @throws RelightError what the sink threw, or why the source's answer did not arrive whole. */
+  async run(path: string, sink: BodySink): Promise<void> {
+    if (this.#failure !== null) throw this.#failure;
+    const done = Promise.withResolvers<void>();
+    this.#exchange = { sink, done, head: null, bodyLeft: 0 };
+    this.#hasAnswered = false;
+    this.#progress();
+    const { host } = parseEndpoint(this.endpoint);
+    this.#socket.write(`GET ${path} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: relight\r\n\r\n`);
+    await done.promise;
+  }
+
+  /** Ends the exchange under way, if any, and the connection. */
+  fail(error: RelightError): void {
+    this.#failure ??= error;
+    this.#exchange?.done.reject(this.#failure);
+    this.#exchange = null;
+    this.#socket.destroy();
+  }
+
+  /** Called often while an exchange is under way. */
+  checkDeadlines(nowMs: number): void {
+    if (this.#exchange === null) return;
+    const silentMs = nowMs - this.#sinceMs;
+    const { connectMsMax, firstByteMsMax, silenceMsMax, progressBytesMin } = this.#limits;
+    if (!this.#isConnected) {
+      if (silentMs > connectMsMax)
+        this.fail(this.#unreachable(`no connection in ${connectMsMax} ms`));
+    } else if (this.#exchange.head === null) {
+      if (silentMs > firstByteMsMax) this.fail(this.#stalled(`no answer in ${firstByteMsMax} ms`));
+    } else if (silentMs > silenceMsMax) {
+      this.fail(this.#stalled(`silent for ${silenceMsMax} ms`));
+    } else if (nowMs - this.#windowMs > silenceMsMax) {
+      if (this.#windowBytes < progressBytesMin) {
+        this.fail(this.#stalled(`${this.#windowBytes} bytes in ${silenceMsMax} ms`));
+      }
+      this.#windowMs = nowMs;
+      this.#windowBytes = 0;
+    }
+  }
+
+  /** This thread was held up: time that the source is not to blame for. */
+  forgive(ms: number): void {
+    this.#sinceMs += ms;
+    this.#windowMs += ms;
+  }
+
+  #progress(): void {
+    this.#sinceMs = performance.now();
+  }
+
+  /** Where the next read goes. */
+  #room(): Buffer {
+    if (this.#start === this.#end) {
+      this.#start = 0;
+      this.#end = 0;
+    }
+    const wanted = this.#exchange?.sink.wantedBytes ?? 0;
+    const free = this.#buffer.length - this.#end;
+    if (free === 0 || this.#buffer.length - this.#start < wanted) this.#moveToFront();
+    const missing = wanted - (this.#end - this.#start);
+    const limit = missing >= exactReadBytesMin ? Math.min(missing, readBytesMax) : readBytesMax;
+    return this.#buffer.subarray(this.#end, Math.min(this.#end + limit, this.#buffer.length));
+  }
+
+  #moveToFront(): void {
+    this.#buffer.copyWithin(0, this.#start, this.#end);
+    this.#end -= this.#start;
+    this.#start = 0;
+  }
+
+  #received(bytes: number): void {
+    this.#end += bytes;
+    this.#hasAnswered = true;
+    this.#windowBytes += bytes;
+    this.#progress();
+    try {
+      this.#parse();
+    } catch (error) {
+      this.fail(asRelightError(error));
+    }
+  }
+
+  #parse(): void {
+    const exchange = this.#exchange;
+    if (exchange === null) throw this.#protocol("it sent bytes that nobody asked for");
+    if (exchange.head === null && !this.#parseHead(exchange)) return;
+    const there = Math.min(this.#end - this.#start, exchange.bodyLeft);
+    const used = exchange.sink.body(this.#buffer.subarray(this.#start, this.#start + there));
+    this.#start += used;
+    exchange.bodyLeft -= used;
+    if (exchange.bodyLeft > 0) {
+      if (there === this.#buffer.length) throw this.#protocol("a part of it does not fit");
+      return;
+    }
+    if (this.#start !== this.#end) throw this.#protocol("it is longer than its Content-Length");
+    exchange.sink.end();
+    this.#exchange = null;
+    if (this.#isClosing) this.#socket.destroy();
+    exchange.done.resolve();
+  }
+
+  #parseHead(exchange: Exchange): boolean {
+    const bytes = this.#buffer.subarray(this.#start, this.#end);
+    const head = parseHead(bytes, this.#limits.headBytesMax);
+    if (head === null) return false;
+    this.#start += head.bytes;
+    this.#windowMs = performance.now();
+    this.#windowBytes = 0;
+    this.#isClosing = head.closes;
+    exchange.sink.head(head);
+    exchange.head = head;
+    exchange.bodyLeft = head.contentLength;
+    return true;
+  }
+
+  /** The connection ended from the other side. */
+  #lost(text: string, cause?: unknown): void {
+    this.#wasStale ||= this.#isConnected && !this.#hasAnswered && this.#failure === null;
+    const reason = `${text} before the answer was complete`;
+    this.fail(this.#isConnected ? this.#stalled(reason, cause) : this.#unreachable(text, cause));
+  }
+
+  #unreachable(text: string, cause?: unknown): RelightError {
+    return this.#error(
+      "source_unreachable",
+      `Cannot reach source ${this.endpoint}: ${text}`,
+      cause,
+    );
+  }
+
+  #stalled(text: string, cause?: unknown): RelightError {
+    return this.#error(
+      "source_stalled",
+      `Cannot read from source ${this.endpoint}: ${text}`,
+      cause,
+    );
+  }
+
+  #protocol(text: string): RelightError {
+    return this.#error("source_protocol", `Cannot read the response of ${this.endpoint}: ${text}`);
+  }
+
+  #error(
+    code: "source_unreachable" | "source_stalled" | "source_protocol",
+    message: string,
+    cause?: unknown,
+  ): RelightError {
+    return new RelightError(code, message, { details: { endpoint: this.endpoint }, cause });
+  }
+}
+
+/** @throws RelightError `source_protocol` for anything but `http://host:port`. */
+export function parseEndpoint(endpoint: string): { hostname: string; host: string; port: number } {
+  const url = URL.canParse(endpoint) ? new URL(endpoint) : null;
+  const isPlain =
+    url !== null &&
+    url.protocol === "http:" &&
+    url.pathname === "/" &&
+    url.search === "" &&
+    url.hash === "" &&
+    url.username === "" &&
+    url.password === "";
+  if (!isPlain) {
+    throw new RelightError(
+      "source_protocol",
+      `Cannot use endpoint "${endpoint.slice(0, 100)}": want http://host:port`,
+    );
+  }
+  const hostname = url.hostname.replace(/^\[(.*)\]$/, "$1");
+  return { hostname, host: url.host, port: Number(url.port || "80") };
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the fetcher's threads say to each other.
+
+import type { Hex32 } from "../core/digest.ts";
+import type { FetchLimits, SourceAddress } from "./transport.ts";
+import type { PlainError } from "./worker.ts";
+
+export interface FetcherWorkerData {
+  readonly limits: FetchLimits;
+}
+
+/** Columns instead of objects: an order of a thousand pieces crosses threads as six values. */
+export interface PackedOrder {
+  readonly pieces: readonly number[];
+  readonly paths: readonly string[];
+  readonly digests: readonly Hex32[];
+  /** For each piece: the file's bytes, mode, offset, length. */
+  readonly numbers: Float64Array<ArrayBuffer>;
+  readonly root: string;
+  readonly have: SharedArrayBuffer;
+  readonly haveSize: number;
+}
+
+export type ToFetcher =
+  | {
+      readonly type: "gather";
+      readonly id: number;
+      readonly at: SourceAddress;
+      readonly what: "manifest" | "have";
+      readonly bytesMax: number;
+    }
+  | {
+      readonly type: "pieces";
+      readonly id: number;
+      readonly at: SourceAddress;
+      readonly order: PackedOrder;
+    }
+  | { readonly type: "cancel"; readonly id: number };
+
+export type FromFetcher =
+  | { readonly type: "gathered"; readonly id: number; readonly bytes: Uint8Array }
+  | { readonly type: "verified"; readonly id: number; readonly pieces: readonly number[] }
+  | {
+      readonly type: "fetched";
+      readonly id: number;
+      readonly bytes: number;
+      readonly refused: readonly number[];
+    }
+  | { readonly type: "failed"; readonly id: number; readonly error: PlainError };

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// The offers as one thread of the server sees them: which pieces can be served, and from where.
+
+import type { Hex32 } from "../core/digest.ts";
+import { PieceSet } from "../core/pieces.ts";
+import { RelightError } from "../errors.ts";
+import type { PumpSource, Segment } from "./http-pump.ts";
+import {
+  type FileFacts,
+  FileTable,
+  type PackedFiles,
+  type PackedOffer,
+  PieceTable,
+} from "./offer-table.ts";
+
+export class ServedArtifact implements PumpSource {
+  readonly manifest: Buffer;
+  readonly pieceCount: number;
+  readonly #artifactId: Hex32;
+  readonly #pieces: PieceTable;
+  readonly #have: PieceSet;
+  readonly #lost: PieceSet;
+  readonly #changed = new Set<number>();
+  readonly #onChanged: (artifactId: Hex32, fileIndex: number) => void;
+  #files: FileTable;
+
+  constructor(packed: PackedOffer, onChanged: (artifactId: Hex32, fileIndex: number) => void) {
+    this.#artifactId = packed.artifactId;
+    this.manifest = Buffer.from(packed.manifest);
+    this.pieceCount = packed.pieceCount;
+    this.#pieces = new PieceTable(packed);
+    this.#have = new PieceSet(packed.pieceCount, packed.have);
+    this.#lost = new PieceSet(packed.pieceCount, packed.lost);
+    this.#files = new FileTable(packed.files);
+    this.#onChanged = onChanged;
+  }
+
+  relocate(files: PackedFiles): void {
+    this.#files = new FileTable(files);
+  }
+
+  file(fileIndex: number): FileFacts {
+    return this.#files.at(fileIndex);
+  }
+
+  /** Refuses the file's pieces from now on, in every thread. */
+  lost(fileIndex: number): void {
+    if (this.#changed.has(fileIndex)) return;
+    this.#changed.add(fileIndex);
+    for (const piece of this.#piecesOf(fileIndex)) this.#lost.add(piece);
+    this.#onChanged(this.#artifactId, fileIndex);
+  }
+
+  canServe(piece: number): boolean {
+    return this.#have.has(piece) && !this.#lost.has(piece);
+  }
+
+  /** What can be served now, as the wire has it. */
+  haveBytes(): Uint8Array {
+    const have = this.#have.toBytes();
+    this.#lost.toBytes().forEach((lost, at) => {
+      have[at] = (have[at] ?? 0) & ~lost;
+    });
+    return have;
+  }
+
+  pieceSegments(pieces: readonly number[]): Segment[] {
+    return pieces.map((piece) => ({
+      frame: piece,
+      ...this.#pieces.at(piece),
+      isRefused: !this.canServe(piece),
+    }));
+  }
+
+  /** @throws RelightError `not_found` for an index beyond the list, `source_gone` while it is not here. */
+  wholeFile(fileIndex: number): FileFacts {
+    if (fileIndex >= this.#files.count) {
+      throw new RelightError(
+        "not_found",
+        `Cannot serve file ${fileIndex}: the artifact has ${this.#files.count}`,
+      );
+    }
+    for (const piece of this.#piecesOf(fileIndex)) {
+      if (!this.canServe(piece)) {
+        throw new RelightError(
+          "source_gone",
+          `Cannot serve file ${fileIndex}: it is not or no longer here`,
+        );
+      }
+    }
+    return this.#files.at(fileIndex);
+  }
+
+  /** Pieces lie in file order, so that a file's are found by bisection. */
+  *#piecesOf(fileIndex: number): Generator<number> {
+    let low = 0;
+    let high = this.pieceCount;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#pieces.at(middle).fileIndex < fileIndex) low = middle + 1;
+      else high = middle;
+    }
+    for (let piece = low; piece < this.pieceCount; piece++) {
+      if (this.#pieces.at(piece).fileIndex !== fileIndex) return;
+      yield piece;
+    }
+  }
+}
