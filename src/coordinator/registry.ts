@@ -1,0 +1,621 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who has what. Holds no socket and no timer: the store and the clock are arguments, and whoever owns
+// it calls `advance()` often enough, so that the simulator runs this very code. Words about one record
+// are decided one at a time in order of arrival (lifecycle.ts); what a session vouches for is withheld
+// the moment the session ends, before the store has heard of it.
+
+import { asRelightError, RelightError } from "../errors.ts";
+import {
+  type Boot,
+  type Shelf,
+  type SourceHead,
+  type SourceKey,
+  type SourceStatus,
+  type Store,
+  type Stored,
+  type StoredWithBody,
+  shelfOf,
+} from "../store/store.ts";
+import { Deadlines } from "./deadlines.ts";
+import {
+  deadlineOf,
+  due,
+  hear,
+  type LifecycleLimits,
+  lifecycleDefaults,
+  type Word,
+} from "./lifecycle.ts";
+import { keyText, type Session, Sessions } from "./sessions.ts";
+import { Turns } from "./turns.ts";
+import { type Listener, Watchers } from "./watchers.ts";
+
+export interface RegistryLimits extends LifecycleLimits {
+  /** How often an agent is asked for a heartbeat. */
+  readonly heartbeatMs: number;
+  /** Silence after which a session ends; with the owner's tick it stays below 5 s. */
+  readonly sessionGraceMs: number;
+  readonly sessionsMax: number;
+  readonly sourcesPerSessionMax: number;
+  /** How many records Find looks at per shelf to choose from; a larger fleet is seen in rotation. */
+  readonly findWindow: number;
+  /** When a write that `advance` needed has failed. */
+  readonly retryMs: number;
+}
+
+export const registryDefaults: RegistryLimits = {
+  ...lifecycleDefaults,
+  heartbeatMs: 1_000,
+  sessionGraceMs: 4_000,
+  sessionsMax: 100_000,
+  sourcesPerSessionMax: 4_096,
+  findWindow: 64,
+  retryMs: 1_000,
+};
+
+export interface RegistryOptions {
+  readonly store: Store;
+  /** Unix milliseconds that never jump: a step of the wall clock must not age a fleet. */
+  readonly clock: { readonly now: () => number };
+  readonly newSessionId: () => string;
+  readonly limits?: Partial<RegistryLimits>;
+}
+
+/** What a publisher says; the times and the reason of staleness are the registry's. */
+export type Publication = Omit<SourceHead, "updatedAtMs" | "publishedAtMs" | "staleBy">;
+
+export interface Listed {
+  readonly head: SourceHead;
+  /** The last word, of the record's session or its own, in unix milliseconds. */
+  readonly heardMs: number;
+}
+
+export interface Found {
+  readonly head: SourceHead;
+  readonly readers: number;
+}
+
+export interface Advanced {
+  readonly sessionsLost: number;
+  readonly markedStale: number;
+  readonly removed: number;
+  /** The first failure; what it concerned is tried again after `retryMs`. */
+  readonly failure: RelightError | null;
+}
+
+const duePerAdvanceMax = 1_000;
+const cursorsMax = 10_000;
+const writeAttemptsMax = 16;
+
+export class Registry {
+  readonly limits: RegistryLimits;
+  readonly #store: Store;
+  readonly #now: () => number;
+  readonly #newSessionId: () => string;
+  readonly #sessions = new Sessions();
+  readonly #sessionDeadlines = new Deadlines();
+  readonly #recordDeadlines = new Deadlines();
+  readonly #turns = new Turns();
+  readonly #watchers = new Watchers();
+  readonly #cursors = new Map<string, string>();
+
+  constructor(options: RegistryOptions) {
+    this.limits = { ...registryDefaults, ...options.limits };
+    this.#store = options.store;
+    this.#now = options.clock.now;
+    this.#newSessionId = options.newSessionId;
+  }
+
+  /** Records known, live or stale. */
+  get sourceCount(): number {
+    return this.#recordDeadlines.size;
+  }
+
+  get sessionCount(): number {
+    return this.#sessions.size;
+  }
+
+  /**
+   * Reads the store once and files every deadline again. Sessions of active records get one grace
+   * period to come back, because while nobody listened silence proves nothing.
+   */
+  async open(signal: AbortSignal): Promise<void> {
+    for await (const heads of this.#store.all(signal)) {
+      for (const head of heads) this.#recall(head);
+    }
+  }
+
+  #recall(head: SourceHead): void {
+    const now = this.#now();
+    if (head.sessionId !== null && head.status !== "stale") {
+      const known = this.#sessions.get(head.sessionId);
+      const session = known ?? this.#openSession(head.sessionId, { nodeId: "", agentEndpoint: "" });
+      session.sources.set(keyText(head), keyOf(head));
+    }
+    // A record from the future was written before the clock was set back; it ages from now.
+    this.#file(head, Math.min(this.#heardMs(head), now));
+  }
+
+  // Sessions
+
+  /** Takes up the session named, or opens a new one when it has ended. */
+  hello(agent: { nodeId: string; agentEndpoint: string; sessionId: string | null }): {
+    id: string;
+    resumed: boolean;
+  } {
+    const known = agent.sessionId === null ? undefined : this.#sessions.get(agent.sessionId);
+    if (known !== undefined && (known.nodeId === "" || known.nodeId === agent.nodeId)) {
+      known.nodeId = agent.nodeId;
+      known.agentEndpoint = agent.agentEndpoint;
+      known.heardMs = this.#now();
+      return { id: known.id, resumed: true };
+    }
+    if (this.#sessions.size >= this.limits.sessionsMax) {
+      throw new RelightError(
+        "conflict",
+        `Cannot open a session: ${this.limits.sessionsMax} are open`,
+      );
+    }
+    return { id: this.#openSession(this.#newSessionId(), agent).id, resumed: false };
+  }
+
+  /** False when the session has ended: the agent must say hello again. */
+  heartbeat(sessionId: string, readers: number): boolean {
+    const session = this.#sessions.get(sessionId);
+    if (session === undefined) return false;
+    session.heardMs = this.#now();
+    session.readers = readers;
+    return true;
+  }
+
+  /** Everything the session published is withheld at once, also if the store does not answer. */
+  async goodbye(sessionId: string, signal: AbortSignal): Promise<void> {
+    const session = this.#sessions.end(sessionId);
+    if (session !== undefined) await this.#withhold(session, { type: "withdrawn" }, signal);
+  }
+
+  #openSession(id: string, agent: { nodeId: string; agentEndpoint: string }): Session {
+    const { nodeId, agentEndpoint } = agent;
+    const session = this.#sessions.open({ id, nodeId, agentEndpoint, now: this.#now() });
+    this.#sessionDeadlines.add(id, session.heardMs + this.limits.sessionGraceMs);
+    return session;
+  }
+
+  async #withhold(session: Session, word: Word, signal: AbortSignal): Promise<void> {
+    const keys = [...session.sources.values()];
+    for (const key of keys) this.#watchers.tell({ type: "removed", key });
+    const writes = keys.map((key) => this.#withholdOne(session.id, key, word, signal));
+    const failed = (await Promise.allSettled(writes)).find(({ status }) => status === "rejected");
+    if (failed?.status === "rejected") throw failed.reason;
+  }
+
+  async #withholdOne(
+    sessionId: string,
+    key: SourceKey,
+    word: Word,
+    signal: AbortSignal,
+  ): Promise<void> {
+    try {
+      await this.#tell(key, word, signal, (head) => head.sessionId === sessionId);
+    } catch (error) {
+      // Nobody vouches for the record any more, so its deadline marks it when the store answers.
+      this.#recordDeadlines.add(keyText(key), this.#now() + this.limits.retryMs);
+      throw error;
+    }
+  }
+
+  // Writing
+
+  /**
+   * Adds or replaces one record; durable when it resolves.
+   * @throws RelightError `conflict` when the session has ended, before or while the record was
+   * written; `store_unavailable`.
+   */
+  async publish(publication: Publication, body: Uint8Array, signal: AbortSignal): Promise<void> {
+    const key = keyOf(publication);
+    const session = this.#vouching(publication);
+    session?.sources.set(keyText(key), key);
+    await this.#turns.take(keyText(key), async () => {
+      const { before, head } = await this.#replace(publication, body, signal);
+      if (session !== null && this.#sessions.get(session.id) !== session) {
+        await this.#tellInTurn(key, { type: "withdrawn" }, signal, () => true);
+        throw sessionEnded(session.id);
+      }
+      this.#announce(before?.head, head, true);
+    });
+  }
+
+  #vouching(publication: Publication): Session | null {
+    const { sessionId } = publication;
+    if (sessionId === null) return null;
+    const session = this.#sessions.get(sessionId);
+    if (session === undefined) throw sessionEnded(sessionId);
+    const { sourcesPerSessionMax } = this.limits;
+    const isNew = !session.sources.has(keyText(publication));
+    if (isNew && session.sources.size >= sourcesPerSessionMax) {
+      throw new RelightError(
+        "conflict",
+        `Cannot publish: the session has ${session.sources.size} sources, at most ${sourcesPerSessionMax}`,
+      );
+    }
+    return session;
+  }
+
+  async #replace(
+    publication: Publication,
+    body: Uint8Array,
+    signal: AbortSignal,
+  ): Promise<{ before: Stored | undefined; head: SourceHead }> {
+    for (let attempt = 0; attempt < writeAttemptsMax; attempt++) {
+      const before = await this.#store.get(publication, signal);
+      const now = this.#now();
+      const staleBy = publication.status === "stale" ? "request" : null;
+      const head = { ...publication, staleBy, updatedAtMs: now, publishedAtMs: now } as const;
+      const replaces = before?.revision ?? null;
+      if (!(await this.#store.put({ head, body, replaces, when: "flushed" }, signal))) continue;
+      this.#file(head, now);
+      return { before, head };
+    }
+    throw contended(publication);
+  }
+
+  /** Undefined when it was done; else why not. */
+  async updateStatus(
+    update: { key: SourceKey; status: SourceStatus; workerRank: number },
+    signal: AbortSignal,
+  ): Promise<string | undefined> {
+    let reason: string | undefined = "no such worker has published";
+    await this.#tell(
+      update.key,
+      { type: "status", status: update.status },
+      signal,
+      (head, refusal) => {
+        reason = refusal ?? this.#refusal(head, update);
+        return reason === undefined;
+      },
+    );
+    return reason;
+  }
+
+  #refusal(
+    head: SourceHead,
+    update: { status: SourceStatus; workerRank: number },
+  ): string | undefined {
+    if (head.workerRank !== update.workerRank) {
+      return `the worker has rank ${head.workerRank}, not ${update.workerRank}`;
+    }
+    const vouched = head.sessionId === null || this.#sessions.get(head.sessionId) !== undefined;
+    return vouched || update.status === "stale"
+      ? undefined
+      : "its session has ended; publish again";
+  }
+
+  /** How many records of the session were taken back; those of others stay. */
+  async withdraw(
+    what: { sessionId: string; workerId: string; sourceId: string | null },
+    signal: AbortSignal,
+  ): Promise<number> {
+    const session = this.#sessions.get(what.sessionId);
+    if (session === undefined) throw sessionEnded(what.sessionId);
+    const keys = [...session.sources.values()].filter(
+      (key) =>
+        key.workerId === what.workerId &&
+        (what.sourceId === null || key.sourceId === what.sourceId),
+    );
+    const told = keys.map((key) =>
+      this.#tell(key, { type: "withdrawn" }, signal, (head) => head.sessionId === session.id),
+    );
+    const done = await Promise.all(told);
+    for (const key of keys) session.sources.delete(keyText(key));
+    return done.filter(Boolean).length;
+  }
+
+  /** True when the record was written. `accepts` sees the record and the lifecycle's refusal. */
+  #tell(
+    key: SourceKey,
+    word: Word,
+    signal: AbortSignal,
+    accepts: (head: SourceHead, refusal: string | undefined) => boolean,
+  ): Promise<boolean> {
+    return this.#turns.take(keyText(key), () => this.#tellInTurn(key, word, signal, accepts));
+  }
+
+  async #tellInTurn(
+    key: SourceKey,
+    word: Word,
+    signal: AbortSignal,
+    accepts: (head: SourceHead, refusal: string | undefined) => boolean,
+  ): Promise<boolean> {
+    for (let attempt = 0; attempt < writeAttemptsMax; attempt++) {
+      const before = await this.#store.get(key, signal);
+      if (before === undefined) return false;
+      const verdict = hear(before.head, word, this.#now());
+      const refusal = verdict.type === "refuse" ? verdict.reason : undefined;
+      if (!accepts(before.head, refusal) || verdict.type !== "write") return false;
+      if (await this.#write(before, verdict.head, signal)) return true;
+    }
+    throw contended(key);
+  }
+
+  async #write(before: Stored, head: SourceHead, signal: AbortSignal): Promise<boolean> {
+    // A refresh that a power cut loses costs one heartbeat; a change of status must not be lost.
+    const when = before.head.status === head.status ? "committed" : "flushed";
+    if (!(await this.#store.put({ head, replaces: before.revision, when }, signal))) return false;
+    this.#file(head, this.#heardMs(head));
+    this.#announce(before.head, head, false);
+    return true;
+  }
+
+  #file(head: SourceHead, heardMs: number): void {
+    this.#recordDeadlines.add(keyText(head), deadlineOf(head, heardMs, this.limits));
+  }
+
+  #announce(before: SourceHead | undefined, after: SourceHead, published: boolean): void {
+    const now = this.#now();
+    const was = before !== undefined && this.#isOffered(before, now);
+    const is = this.#isOffered(after, now);
+    if (is && (published || !was)) {
+      this.#watchers.tell({ type: was ? "updated" : "added", head: after });
+    } else if (was && !is) {
+      this.#watchers.tell({ type: "removed", key: keyOf(after) });
+    }
+  }
+
+  // Reading
+
+  async read(key: SourceKey, signal: AbortSignal): Promise<(StoredWithBody & Listed) | undefined> {
+    const stored = await this.#store.read(key, signal);
+    return (
+      stored && {
+        ...stored,
+        head: this.#asSeen(stored.head),
+        heardMs: this.#heardOrWritten(stored.head),
+      }
+    );
+  }
+
+  async listSource(sourceId: string, signal: AbortSignal): Promise<readonly Listed[]> {
+    const heads = await this.#store.ofSource(sourceId, signal);
+    return heads.map((head) => this.#listed(head));
+  }
+
+  async *listAll(signal: AbortSignal): AsyncIterable<readonly Listed[]> {
+    for await (const heads of this.#store.all(signal))
+      yield heads.map((head) => this.#listed(head));
+  }
+
+  /** Whether silence has lasted too long for a record to be offered as READY. */
+  isFresh(listed: Listed): boolean {
+    return this.#now() - listed.heardMs <= this.limits.heartbeatTimeoutMs;
+  }
+
+  /** Complete sources first, then those with the fewest readers, then in rotation. */
+  async find(
+    sourceId: string,
+    options: { excludeWorkerId: string; limit: number },
+    signal: AbortSignal,
+  ): Promise<readonly Found[]> {
+    const complete = await this.#candidates(sourceId, "complete", options, signal);
+    if (complete.length >= options.limit) return complete.slice(0, options.limit);
+    const partial = await this.#candidates(sourceId, "partial", options, signal);
+    return [...complete, ...partial].slice(0, options.limit);
+  }
+
+  async #candidates(
+    sourceId: string,
+    shelf: Shelf,
+    options: { excludeWorkerId: string },
+    signal: AbortSignal,
+  ): Promise<readonly Found[]> {
+    const heads = await this.#window(sourceId, shelf, signal);
+    const now = this.#now();
+    const offered = heads.filter(
+      (head) => head.workerId !== options.excludeWorkerId && this.#isOffered(head, now),
+    );
+    const found = offered.map((head) => ({ head, readers: this.readersOf(head) }));
+    return found.sort((a, b) => a.readers - b.readers);
+  }
+
+  /** Up to `findWindow` records of a shelf, beginning one further with every call. */
+  async #window(
+    sourceId: string,
+    shelf: Shelf,
+    signal: AbortSignal,
+  ): Promise<readonly SourceHead[]> {
+    const limit = this.limits.findWindow;
+    const cursor = `${sourceId}/${shelf}`;
+    const after = this.#cursors.get(cursor) ?? "";
+    const page = await this.#store.onShelf({ sourceId, shelf, after, limit }, signal);
+    if (after === "" || page.length === limit) return this.#turned(cursor, page);
+    const wrapped = await this.#store.onShelf({ sourceId, shelf, after: "", limit }, signal);
+    const seen = new Set(page.map(({ workerId }) => workerId));
+    const rest = wrapped.filter(({ workerId }) => !seen.has(workerId));
+    return this.#turned(cursor, [...page, ...rest].slice(0, limit));
+  }
+
+  #turned(cursor: string, heads: readonly SourceHead[]): readonly SourceHead[] {
+    this.#cursors.delete(cursor);
+    if (heads[0] !== undefined) this.#cursors.set(cursor, heads[0].workerId);
+    for (const oldest of this.#cursors.keys()) {
+      if (this.#cursors.size <= cursorsMax) break;
+      this.#cursors.delete(oldest);
+    }
+    return heads;
+  }
+
+  /** By the last heartbeat of the session that vouches for the record. */
+  readersOf(head: SourceHead): number {
+    return head.sessionId === null ? 0 : (this.#sessions.get(head.sessionId)?.readers ?? 0);
+  }
+
+  /** Everything that Find may answer for an id. */
+  async *offers(sourceId: string, signal: AbortSignal): AsyncIterable<readonly SourceHead[]> {
+    const limit = 500;
+    for (const shelf of ["complete", "partial"] as const) {
+      for (let after: string | undefined = ""; after !== undefined; ) {
+        const page: readonly SourceHead[] = await this.#store.onShelf(
+          { sourceId, shelf, after, limit },
+          signal,
+        );
+        yield page.filter((head) => this.#isOffered(head, this.#now()));
+        after = page.length < limit ? undefined : page.at(-1)?.workerId;
+      }
+    }
+  }
+
+  /** Tells of every change of what Find may answer, from now until the returned function is called. */
+  watch(sourceIds: readonly string[], listener: Listener): () => void {
+    return this.#watchers.add(sourceIds, listener);
+  }
+
+  putBoot(boot: Boot, signal: AbortSignal): Promise<void> {
+    return this.#store.putBoot(boot, signal);
+  }
+
+  boots(limit: number, signal: AbortSignal): Promise<readonly Boot[]> {
+    return this.#store.boots(limit, signal);
+  }
+
+  probe(signal: AbortSignal): Promise<void> {
+    return this.#store.probe(signal);
+  }
+
+  #isOffered(head: SourceHead, now: number): boolean {
+    const fresh = now - this.#heardMs(head) <= this.limits.heartbeatTimeoutMs;
+    return shelfOf(head) !== "rest" && fresh;
+  }
+
+  /** Minus infinity when the record's session has ended: nobody vouches for it. */
+  #heardMs(head: SourceHead): number {
+    if (head.sessionId === null) return head.updatedAtMs;
+    const session = this.#sessions.get(head.sessionId);
+    return session === undefined
+      ? Number.NEGATIVE_INFINITY
+      : Math.max(session.heardMs, head.updatedAtMs);
+  }
+
+  #listed(head: SourceHead): Listed {
+    return { head: this.#asSeen(head), heardMs: this.#heardOrWritten(head) };
+  }
+
+  #heardOrWritten(head: SourceHead): number {
+    return Math.max(this.#heardMs(head), head.updatedAtMs);
+  }
+
+  /** A record whose session has ended is stale from that moment, though the store may not say so. */
+  #asSeen(head: SourceHead): SourceHead {
+    const vouched = this.#heardMs(head) !== Number.NEGATIVE_INFINITY;
+    return vouched || head.status === "stale"
+      ? head
+      : { ...head, status: "stale", staleBy: "session" };
+  }
+
+  // Time
+
+  /** Ends silent sessions, marks silent records stale and removes old ones: what is due, no more. */
+  async advance(signal: AbortSignal): Promise<Advanced> {
+    const sessions = await this.#advanceSessions(signal);
+    const records = await this.#advanceRecords(signal);
+    return { ...sessions, ...records, failure: sessions.failure ?? records.failure };
+  }
+
+  async #advanceSessions(
+    signal: AbortSignal,
+  ): Promise<{ sessionsLost: number; failure: RelightError | null }> {
+    const lost: Session[] = [];
+    const now = this.#now();
+    for (
+      let id = this.#sessionDeadlines.take(now);
+      id !== undefined;
+      id = this.#sessionDeadlines.take(now)
+    ) {
+      const session = this.#sessions.get(id);
+      if (session === undefined) continue;
+      const untilMs = session.heardMs + this.limits.sessionGraceMs;
+      if (now <= untilMs) this.#sessionDeadlines.add(id, untilMs);
+      else lost.push(session);
+    }
+    for (const session of lost) this.#sessions.end(session.id);
+    const word = { type: "session_lost" } as const;
+    const done = await Promise.allSettled(
+      lost.map((session) => this.#withhold(session, word, signal)),
+    );
+    const failed = done.find(({ status }) => status === "rejected");
+    const failure = failed?.status === "rejected" ? asRelightError(failed.reason) : null;
+    return { sessionsLost: lost.length, failure };
+  }
+
+  async #advanceRecords(
+    signal: AbortSignal,
+  ): Promise<{ markedStale: number; removed: number; failure: RelightError | null }> {
+    const now = this.#now();
+    const texts: string[] = [];
+    while (texts.length < duePerAdvanceMax) {
+      const text = this.#recordDeadlines.take(now);
+      if (text === undefined) break;
+      texts.push(text);
+    }
+    const done = await Promise.allSettled(texts.map((text) => this.#fall(text, signal)));
+    const settled = done.map((result) => (result.status === "fulfilled" ? result.value : "failed"));
+    const failed = done.find(({ status }) => status === "rejected");
+    return {
+      markedStale: settled.filter((kind) => kind === "write").length,
+      removed: settled.filter((kind) => kind === "remove").length,
+      failure: failed?.status === "rejected" ? asRelightError(failed.reason) : null,
+    };
+  }
+
+  async #fall(text: string, signal: AbortSignal): Promise<"gone" | "wait" | "write" | "remove"> {
+    const key = keyOfText(text);
+    try {
+      return await this.#turns.take(text, () => this.#fallInTurn(key, signal));
+    } catch (error) {
+      this.#recordDeadlines.add(text, this.#now() + this.limits.retryMs);
+      throw error;
+    }
+  }
+
+  async #fallInTurn(
+    key: SourceKey,
+    signal: AbortSignal,
+  ): Promise<"gone" | "wait" | "write" | "remove"> {
+    for (let attempt = 0; attempt < writeAttemptsMax; attempt++) {
+      const stored = await this.#store.get(key, signal);
+      if (stored === undefined) return "gone";
+      const { head } = stored;
+      const next = due(head, this.#heardMs(head), this.#now(), this.limits);
+      if (next.type === "wait") {
+        this.#recordDeadlines.add(keyText(key), next.untilMs);
+        return "wait";
+      }
+      const done =
+        next.type === "remove"
+          ? await this.#store.remove(key, stored.revision, signal)
+          : await this.#write(stored, next.head, signal);
+      if (done) return next.type;
+    }
+    throw contended(key);
+  }
+}
+
+function keyOf(key: SourceKey): SourceKey {
+  return { sourceId: key.sourceId, workerId: key.workerId };
+}
+
+/** The inverse of `keyText`: a source id is 16 characters. */
+function keyOfText(text: string): SourceKey {
+  return { sourceId: text.slice(0, 16), workerId: text.slice(17) };
+}
+
+function sessionEnded(sessionId: string): RelightError {
+  return new RelightError(
+    "conflict",
+    `Cannot act for session "${sessionId}": it has ended, say hello again`,
+  );
+}
+
+function contended(key: SourceKey): RelightError {
+  return new RelightError(
+    "store_unavailable",
+    `Cannot write "${keyText(key)}": others changed it ${writeAttemptsMax} times meanwhile`,
+  );
+}

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+// relight.v1.Coordinator: messages in, registry calls, messages out. What is decided is decided in
+// registry.ts; what is well-formed in validate.ts.
+
+import { create, toBinary } from "@bufbuild/protobuf";
+import type { ServerDuplexStream, ServerWritableStream } from "@grpc/grpc-js";
+import { asRelightError, RelightError } from "../errors.ts";
+import {
+  ArtifactSourceMetadataSchema,
+  PublishMetadataRequestSchema,
+  SourceStatus as WireStatus,
+  WorkerMetadataSchema,
+} from "../protocol/gen/p2p_pb.ts";
+import {
+  ArtifactSchema,
+  BootReportSchema,
+  type FindRequest,
+  type FindResponse,
+  FindResponseSchema,
+  type FoundSource,
+  FoundSourceSchema,
+  FoundSourcesSchema,
+  type Hello,
+  type ListBootsRequest,
+  type ListBootsResponse,
+  ListBootsResponseSchema,
+  type PublishRequest,
+  type PublishResponse,
+  PublishResponseSchema,
+  type ReportBootRequest,
+  type ReportBootResponse,
+  ReportBootResponseSchema,
+  type SessionEvent,
+  SessionEventSchema,
+  type SessionRequest,
+  type WatchEvent,
+  WatchEventSchema,
+  type WatchRequest,
+  type WithdrawRequest,
+  type WithdrawResponse,
+  WithdrawResponseSchema,
+} from "../protocol/gen/relight_pb.ts";
+import { limits } from "../protocol/limits.ts";
+import { sourceIdOf } from "../protocol/source-id.ts";
+import type { Boot, SourceHead } from "../store/store.ts";
+import { headOf } from "./p2p-messages.ts";
+import type { Registry } from "./registry.ts";
+import { asStatus } from "./rpc.ts";
+import {
+  checkBoot,
+  checkEndpoint,
+  checkIdentities,
+  checkIdentity,
+  checkLimit,
+  checkName,
+  checkOffer,
+  checkText,
+} from "./validate.ts";
+import type { SourceEvent } from "./watchers.ts";
+
+/** A watcher this many events behind is ended; it watches again and gets a new snapshot. */
+const watchBacklogMax = 10_000;
+
+export class RelightService {
+  readonly #registry: Registry;
+  readonly #budgetMs: number;
+
+  constructor(registry: Registry, options: { budgetMs: number }) {
+    this.#registry = registry;
+    this.#budgetMs = options.budgetMs;
+  }
+
+  async publish(request: PublishRequest, signal: AbortSignal): Promise<PublishResponse> {
+    const identity = checkIdentity("identity", request.identity);
+    const offer = checkOffer(request);
+    const status = publishedStatus(request.status);
+    const workerId = checkName("worker_id", request.workerId);
+    const worker = create(WorkerMetadataSchema, {
+      workerRank: request.workerRank,
+      accelerator: checkText("accelerator", request.accelerator, limits.nameLengthMax),
+      status: request.status,
+      sourcePayload: {
+        case: "artifactSource",
+        value: create(ArtifactSourceMetadataSchema, {
+          artifactId: offer.artifactId,
+          totalSize: BigInt(offer.totalBytes),
+          fileCount: offer.fileCount,
+          chunkCount: offer.pieceCount,
+        }),
+      },
+    });
+    const sessionId = checkName("session_id", request.sessionId);
+    const head = headOf({ identity, worker, workerId, status, sessionId, offer });
+    const body = create(PublishMetadataRequestSchema, { identity, worker, workerId });
+    await this.#registry.publish(head, toBinary(PublishMetadataRequestSchema, body), signal);
+    return create(PublishResponseSchema, { sourceId: head.sourceId });
+  }
+
+  async withdraw(request: WithdrawRequest, signal: AbortSignal): Promise<WithdrawResponse> {
+    const sourceId = request.sourceId === "" ? null : checkName("source_id", request.sourceId);
+    const workerId = checkName("worker_id", request.workerId);
+    const sessionId = checkName("session_id", request.sessionId);
+    const withdrawn = await this.#registry.withdraw({ sessionId, workerId, sourceId }, signal);
+    return create(WithdrawResponseSchema, { withdrawn });
+  }
+
+  async find(request: FindRequest, signal: AbortSignal): Promise<FindResponse> {
+    const identities = checkIdentities(request.identities);
+    const { findLimitDefault, findLimitMax } = limits;
+    const bounds = { fallback: findLimitDefault, max: findLimitMax };
+    const limit = checkLimit("limit", request.limit, bounds);
+    const excludeWorkerId = checkText(
+      "exclude_worker_id",
+      request.excludeWorkerId,
+      limits.nameLengthMax,
+    );
+    const results = identities.map(async (identity) => {
+      const sourceId = sourceIdOf(identity);
+      const found = await this.#registry.find(sourceId, { excludeWorkerId, limit }, signal);
+      const sources = found.map(({ head, readers }) => foundMessage(head, readers));
+      return create(FoundSourcesSchema, { sourceId, sources });
+    });
+    return create(FindResponseSchema, { results: await Promise.all(results) });
+  }
+
+  async reportBoot(request: ReportBootRequest, signal: AbortSignal): Promise<ReportBootResponse> {
+    await this.#registry.putBoot(checkBoot(request.report), signal);
+    return create(ReportBootResponseSchema);
+  }
+
+  async listBoots(request: ListBootsRequest, signal: AbortSignal): Promise<ListBootsResponse> {
+    const { bootsLimitDefault, bootsLimitMax } = limits;
+    const bounds = { fallback: bootsLimitDefault, max: bootsLimitMax };
+    const boots = await this.#registry.boots(checkLimit("limit", request.limit, bounds), signal);
+    return create(ListBootsResponseSchema, { boots: withinBytes(boots).map(bootMessage) });
+  }
+
+  /** One agent's stream. The shell of registry.hello, heartbeat and goodbye. */
+  session(call: ServerDuplexStream<SessionRequest, SessionEvent>): void {
+    let sessionId: string | null = null;
+    const fail = (error: unknown): void => {
+      call.emit("error", asStatus(asRelightError(error)));
+    };
+    const hear = (request: SessionRequest): void => {
+      const { kind } = request;
+      if (kind.case === "hello" && sessionId === null) sessionId = this.#welcome(call, kind.value);
+      else if (kind.case === "heartbeat" && sessionId !== null) {
+        if (!this.#registry.heartbeat(sessionId, kind.value.readers)) throw ended(sessionId);
+      } else if (kind.case === "goodbye" && sessionId !== null) this.#goodbye(call, sessionId);
+      else
+        throw new RelightError(
+          "request_invalid",
+          "Cannot read the session: wanted Hello, then the rest",
+        );
+    };
+    call.on("data", (request: SessionRequest) => {
+      try {
+        hear(request);
+      } catch (error) {
+        fail(error);
+      }
+    });
+    // A client that ends its half without Goodbye is a lost connection: the deadline decides.
+    call.on("end", () => call.end());
+    call.on("error", ignore);
+  }
+
+  #welcome(call: ServerDuplexStream<SessionRequest, SessionEvent>, hello: Hello): string {
+    const nodeId = checkName("node_id", hello.nodeId);
+    const agentEndpoint =
+      hello.agentEndpoint === "" ? "" : checkEndpoint("agent_endpoint", hello.agentEndpoint);
+    const { heartbeatMs, sessionGraceMs: graceMs } = this.#registry.limits;
+    const { id, resumed } = this.#registry.hello({
+      nodeId,
+      agentEndpoint,
+      sessionId: hello.sessionId ?? null,
+    });
+    const value = { sessionId: id, heartbeatMs, graceMs, resumed };
+    call.write(create(SessionEventSchema, { kind: { case: "welcome", value } }));
+    return id;
+  }
+
+  #goodbye(call: ServerDuplexStream<SessionRequest, SessionEvent>, sessionId: string): void {
+    const done = this.#registry.goodbye(sessionId, AbortSignal.timeout(this.#budgetMs));
+    done.then(
+      () => call.end(),
+      (error: unknown) => call.emit("error", asStatus(asRelightError(error))),
+    );
+  }
+
+  /** Snapshot, marker, then changes in order. */
+  watch(call: ServerWritableStream<WatchRequest, WatchEvent>): void {
+    const controller = new AbortController();
+    const backlog: SourceEvent[] = [];
+    let isLive = false;
+    let unwatch = ignore;
+    const stop = (): void => {
+      unwatch();
+      controller.abort(new RelightError("cancelled", "The watch has ended"));
+    };
+    const fail = (error: unknown): void => {
+      stop();
+      call.emit("error", asStatus(asRelightError(error)));
+    };
+    const tell = (event: SourceEvent): void => {
+      if (backlog.length + call.writableLength >= watchBacklogMax) fail(tooSlow());
+      else if (isLive) call.write(this.#watchMessage(event));
+      else backlog.push(event);
+    };
+    call.on("cancelled", stop);
+    call.on("error", ignore);
+    const run = async (): Promise<void> => {
+      const sourceIds = checkIdentities(call.request.identities).map((identity) =>
+        sourceIdOf(identity),
+      );
+      unwatch = this.#registry.watch(sourceIds, tell);
+      for (const sourceId of new Set(sourceIds)) {
+        for await (const heads of this.#registry.offers(sourceId, controller.signal)) {
+          for (const head of heads) call.write(this.#watchMessage({ type: "added", head }));
+        }
+      }
+      call.write(create(WatchEventSchema, { kind: { case: "snapshotDone", value: {} } }));
+      isLive = true;
+      for (const event of backlog.splice(0)) call.write(this.#watchMessage(event));
+    };
+    run().catch(fail);
+  }
+
+  #watchMessage(event: SourceEvent): WatchEvent {
+    if (event.type === "removed") {
+      return create(WatchEventSchema, { kind: { case: "removed", value: event.key } });
+    }
+    const value = foundMessage(event.head, this.#registry.readersOf(event.head));
+    return create(WatchEventSchema, { kind: { case: event.type, value } });
+  }
+}
+
+function publishedStatus(status: WireStatus): "initializing" | "ready" {
+  if (status === WireStatus.READY) return "ready";
+  if (status === WireStatus.INITIALIZING) return "initializing";
+  throw new RelightError(
+    "request_invalid",
+    `Cannot publish with status ${status}: wanted INITIALIZING or READY`,
+  );
+}
+
+function foundMessage(head: SourceHead, readers: number): FoundSource {
+  const { sourceId, workerId, publishedAtMs, offer } = head;
+  return create(FoundSourceSchema, {
+    sourceId,
+    workerId,
+    readers,
+    publishedAtMs: BigInt(publishedAtMs),
+    complete: offer?.complete ?? false,
+    endpoints: [...(offer?.endpoints ?? [])],
+    artifact: create(ArtifactSchema, {
+      artifactId: offer?.artifactId ?? "",
+      family: offer?.family ?? "",
+      totalBytes: BigInt(offer?.totalBytes ?? 0),
+      fileCount: offer?.fileCount ?? 0,
+      pieceCount: offer?.pieceCount ?? 0,
+      baseArtifactIds: [...(offer?.baseArtifactIds ?? [])],
+    }),
+  });
+}
+
+function bootMessage(boot: Boot): ReturnType<typeof create<typeof BootReportSchema>> {
+  const { bootId, nodeId, model, startedAtMs, readyMs, record } = boot;
+  return create(BootReportSchema, {
+    bootId,
+    nodeId,
+    model,
+    startedAtMs: BigInt(startedAtMs),
+    ...(readyMs === null ? {} : { readyMs: BigInt(readyMs) }),
+    recordJson: record,
+  });
+}
+
+/** The newest that fit one answer. */
+function withinBytes(boots: readonly Boot[]): readonly Boot[] {
+  let bytes = 0;
+  const firstBeyond = boots.findIndex((boot) => {
+    bytes += boot.record.byteLength;
+    return bytes > limits.bootsAnswerBytesMax;
+  });
+  return firstBeyond === -1 ? boots : boots.slice(0, firstBeyond);
+}
+
+function ended(sessionId: string): RelightError {
+  return new RelightError(
+    "conflict",
+    `Cannot hear session "${sessionId}": it has ended, say hello again`,
+  );
+}
+
+function tooSlow(): RelightError {
+  return new RelightError(
+    "store_unavailable",
+    `Cannot keep the watch: ${watchBacklogMax} events behind`,
+  );
+}
+
+function ignore(): void {}

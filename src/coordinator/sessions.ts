@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// The sessions of agents: who is connected, when each was last heard, and which records each vouches
+// for. A session that is not in this table vouches for nothing, whatever the store says: that is what
+// makes a loss take effect at once, before its records are written.
+
+import type { SourceKey } from "../store/store.ts";
+
+export interface Session {
+  readonly id: string;
+  nodeId: string;
+  agentEndpoint: string;
+  readonly sources: Map<string, SourceKey>;
+  heardMs: number;
+  readers: number;
+}
+
+export class Sessions {
+  readonly #sessions = new Map<string, Session>();
+
+  get size(): number {
+    return this.#sessions.size;
+  }
+
+  open(at: { id: string; nodeId: string; agentEndpoint: string; now: number }): Session {
+    const { id, nodeId, agentEndpoint } = at;
+    const session = { id, nodeId, agentEndpoint, sources: new Map(), heardMs: at.now, readers: 0 };
+    this.#sessions.set(id, session);
+    return session;
+  }
+
+  get(id: string): Session | undefined {
+    return this.#sessions.get(id);
+  }
+
+  /** Takes it out; undefined when it had ended before. */
+  end(id: string): Session | undefined {
+    const session = this.#sessions.get(id);
+    this.#sessions.delete(id);
+    return session;
+  }
+}
+
+export function keyText(key: SourceKey): string {
+  return `${key.sourceId}/${key.workerId}`;
+}
