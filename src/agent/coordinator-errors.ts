@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// gRPC's failures as rows of the error table: the only place where the agent looks at a gRPC status.
+
+import { Metadata, status } from "@grpc/grpc-js";
+import { type Code, RelightError } from "../errors.ts";
+import { codeNamed, codeTrailer } from "../protocol/grpc.ts";
+
+/** What only the coordinator can repair keeps its code; the rest is its refusal. */
+const passed = new Set<Code>([
+  "store_unavailable",
+  "store_corrupt",
+  "store_newer",
+  "deadline_exceeded",
+]);
+
+export function fromGrpc(error: unknown, what: string): RelightError {
+  const { code, details, metadata } = fieldsOf(error);
+  const named = codeNamed(metadata?.get(codeTrailer)[0]);
+  const message = `Cannot complete ${what}: ${details}`;
+  if (named !== undefined) {
+    const own = passed.has(named) ? named : "coordinator_refused";
+    return new RelightError(own, message, { details: { coordinatorCode: named }, cause: error });
+  }
+  return new RelightError(codeOfStatus(code), message, {
+    details: { grpcStatus: code },
+    cause: error,
+  });
+}
+
+function codeOfStatus(code: number): Code {
+  if (code === status.UNAVAILABLE) return "coordinator_unreachable";
+  if (code === status.DEADLINE_EXCEEDED) return "deadline_exceeded";
+  return code === status.CANCELLED ? "cancelled" : "coordinator_refused";
+}
+
+function fieldsOf(error: unknown): {
+  code: number;
+  details: string;
+  metadata: Metadata | undefined;
+} {
+  const fields = error instanceof Error ? error : new Error(String(error));
+  const code = "code" in fields && typeof fields.code === "number" ? fields.code : status.UNKNOWN;
+  const details =
+    "details" in fields && typeof fields.details === "string" ? fields.details : fields.message;
+  const metadata =
+    "metadata" in fields && fields.metadata instanceof Metadata ? fields.metadata : undefined;
+  return { code, details, metadata };
+}
+
+export function cancelled(message: string, cause?: unknown): RelightError {
+  return new RelightError("cancelled", message, { cause });
+}
