@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// `npm test`: every test of src/ and test/ under node:test, two files at a time, with one limit for the
+// whole run. Words filter files by path: `npm test -- src/config`. Skips are listed with their reasons;
+// `--require-gpu` makes a skipped GPU test a failure.
+
+import { globSync } from "node:fs";
+import { relative } from "node:path";
+import { run } from "node:test";
+import { spec } from "node:test/reporters";
+
+/** Longest time for all tests, in milliseconds. */
+const runMsMax = 9 * 60_000;
+/** Longest time for one test or one file, in milliseconds. */
+const fileMsMax = 3 * 60_000;
+/** Files at once: what two cores carry without tests missing their own deadlines. */
+const filesAtOnce = 2;
+const slowestCount = 5;
+
+const patterns = ["src/**/*.test.ts", "test/**/*.test.ts", "test/gpu/**/*.gpu.ts"];
+
+interface Skip {
+  readonly file: string;
+  readonly name: string;
+  readonly reason: string;
+}
+
+const words = process.argv.slice(2);
+const isGpuRequired = words.includes("--require-gpu");
+const filters = words.filter((word) => !word.startsWith("--"));
+const files = globSync(patterns)
+  .filter((file) => filters.length === 0 || filters.some((filter) => file.includes(filter)))
+  .sort();
+
+if (files.length === 0) {
+  console.error(`error: no test file matches ${JSON.stringify(filters)}`);
+  process.exit(1);
+}
+
+const skips: Skip[] = [];
+const durations = new Map<string, number>();
+let executedCount = 0;
+let failedCount = 0;
+
+const limit = AbortSignal.timeout(runMsMax);
+limit.addEventListener("abort", () => {
+  console.error(`error: the tests did not end within ${runMsMax / 60_000} minutes`);
+  setTimeout(() => process.exit(1), 5_000).unref();
+});
+
+const tests = run({ files, concurrency: filesAtOnce, timeout: fileMsMax, signal: limit });
+tests.on("test:pass", (event) => {
+  if (event.details.type === "suite") return;
+  if (event.skip === undefined) executedCount++;
+  else skips.push({ file: shortPath(event.file), name: event.name, reason: String(event.skip) });
+});
+tests.on("test:fail", () => failedCount++);
+tests.on("test:summary", (event) => {
+  if (event.file !== undefined) durations.set(shortPath(event.file), event.duration_ms);
+});
+tests.compose(spec).pipe(process.stdout);
+tests.on("close", () => {
+  // The reporter still has its closing lines to write when the stream of events has ended.
+  setImmediate(finish);
+});
+
+function finish(): void {
+  const slowest = [...durations].sort((a, b) => b[1] - a[1]).slice(0, slowestCount);
+  console.log(
+    `slowest: ${slowest.map(([file, ms]) => `${file} ${(ms / 1_000).toFixed(1)} s`).join(", ")}`,
+  );
+  for (const skip of skips) console.log(`skipped: ${skip.file}: ${skip.name}: ${skip.reason}`);
+  const gpuSkips = skips.filter((skip) => skip.file.endsWith(".gpu.ts")).length;
+  if (isGpuRequired && gpuSkips > 0) console.error(`error: ${gpuSkips} GPU tests were skipped`);
+  if (executedCount === 0) console.error("error: no test was executed");
+  const isGood = failedCount === 0 && executedCount > 0 && !(isGpuRequired && gpuSkips > 0);
+  process.exitCode = isGood && !limit.aborted ? 0 : 1;
+}
+
+function shortPath(file: string | undefined): string {
+  return file === undefined ? "" : relative(process.cwd(), file);
+}
