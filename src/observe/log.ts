@@ -10,6 +10,8 @@ export type Level = "debug" | "info" | "warn" | "error" | "silent";
 /** Every event that Relight logs, with its meaning. Tests may assert that an event was reached. */
 export const events = {
   cold_start: "The engine starts without what peers have; `code` says why.",
+  file_changed:
+    "A published file is no longer what was sealed; its pieces are refused until it is sealed again.",
   failure: "An operation failed; `code` and `message` say how.",
 } as const satisfies Record<string, string>;
 
