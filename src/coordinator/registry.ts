@@ -481,7 +481,7 @@ export class Registry {
 
   #isOffered(head: SourceHead, now: number): boolean {
     const fresh = now - this.#heardMs(head) <= this.limits.heartbeatTimeoutMs;
-    return shelfOf(head) !== "rest" && fresh;
+    return shelfOf(head) !== null && fresh;
   }
 
   /** Minus infinity when the record's session has ended: nobody vouches for it. */

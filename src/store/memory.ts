@@ -52,9 +52,10 @@ export class MemoryStore implements Store {
     const shelves = this.#sources.get(sourceId) ?? emptyShelves();
     const before = shelves.records.get(workerId);
     if ((before?.revision ?? null) !== put.replaces) return false;
-    const body = put.body?.slice() ?? before?.body;
+    const body = put.body === undefined ? before?.body : new Uint8Array(put.body);
     if (body === undefined) return false;
-    moveRow(shelves, workerId, before && shelfOf(before.head), shelfOf(put.head));
+    const from = before === undefined ? null : shelfOf(before.head);
+    moveRow(shelves, workerId, { from, to: shelfOf(put.head) });
     shelves.records.set(workerId, { head: put.head, body, revision: ++this.#revision });
     this.#sources.set(sourceId, shelves);
     return true;
@@ -65,7 +66,7 @@ export class MemoryStore implements Store {
     const shelves = this.#sources.get(key.sourceId);
     const before = shelves?.records.get(key.workerId);
     if (shelves === undefined || before?.revision !== revision) return false;
-    moveRow(shelves, key.workerId, shelfOf(before.head), undefined);
+    moveRow(shelves, key.workerId, { from: shelfOf(before.head), to: null });
     shelves.records.delete(key.workerId);
     if (shelves.records.size === 0) this.#sources.delete(key.sourceId);
     return true;
@@ -107,7 +108,7 @@ export class MemoryStore implements Store {
   async putBoot(boot: Boot, signal: AbortSignal): Promise<void> {
     this.#check(signal);
     this.#dropBoot(boot.bootId);
-    this.#boots.set(boot.bootId, { ...boot, record: boot.record.slice() });
+    this.#boots.set(boot.bootId, { ...boot, record: new Uint8Array(boot.record) });
     this.#bootBytes += boot.record.byteLength;
     for (const oldest of this.#boots.keys()) {
       const { bootsMax, bootBytesMax } = this.#limits;
@@ -145,17 +146,17 @@ export class MemoryStore implements Store {
 }
 
 function emptyShelves(): Shelves {
-  return { records: new Map(), rows: { complete: [], partial: [], rest: [] } };
+  return { records: new Map(), rows: { complete: [], partial: [] } };
 }
 
-function moveRow(shelves: Shelves, workerId: string, from?: Shelf, to?: Shelf): void {
+function moveRow(
+  { rows }: Shelves,
+  workerId: string,
+  { from, to }: { readonly from: Shelf | null; readonly to: Shelf | null },
+): void {
   if (from === to) return;
-  if (from !== undefined) {
-    shelves.rows[from].splice(firstAbove(shelves.rows[from], workerId) - 1, 1);
-  }
-  if (to !== undefined) {
-    shelves.rows[to].splice(firstAbove(shelves.rows[to], workerId), 0, workerId);
-  }
+  if (from !== null) rows[from].splice(firstAbove(rows[from], workerId) - 1, 1);
+  if (to !== null) rows[to].splice(firstAbove(rows[to], workerId), 0, workerId);
 }
 
 /** The index of the first row above `after` in an ascending list. */

@@ -62,8 +62,8 @@ export interface StoredWithBody extends Stored {
   readonly body: Uint8Array;
 }
 
-/** Where Find looks: complete offers, then partial ones; the rest is never offered. */
-export type Shelf = "complete" | "partial" | "rest";
+/** Where Find looks: complete offers, then partial ones. */
+export type Shelf = "complete" | "partial";
 
 export interface Put {
   readonly head: SourceHead;
@@ -126,7 +126,8 @@ export interface BootLimits {
 
 export const bootLimitsDefault: BootLimits = { bootsMax: 10_000, bootBytesMax: 256 * 1024 * 1024 };
 
-export function shelfOf(head: SourceHead): Shelf {
-  if (head.status !== "ready" || head.offer === null) return "rest";
+/** Null when the record is not to be offered. */
+export function shelfOf(head: SourceHead): Shelf | null {
+  if (head.status !== "ready" || head.offer === null) return null;
   return head.offer.complete ? "complete" : "partial";
 }
