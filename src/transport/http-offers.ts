@@ -37,6 +37,9 @@ export class ServedArtifact implements PumpSource {
 
   relocate(files: PackedFiles): void {
     this.#files = new FileTable(files);
+    // What had moved away is back under its new name.
+    this.#changed.clear();
+    this.#lost.words.fill(0);
   }
 
   file(fileIndex: number): FileFacts {
@@ -48,7 +51,8 @@ export class ServedArtifact implements PumpSource {
     if (this.#changed.has(fileIndex)) return;
     this.#changed.add(fileIndex);
     for (const piece of this.#piecesOf(fileIndex)) this.#lost.add(piece);
-    this.#onChanged(this.#artifactId, fileIndex);
+    // In staging nothing is sealed yet: the file has moved to its final place, or the transfer failed.
+    if (this.#files.at(fileIndex).stamp !== null) this.#onChanged(this.#artifactId, fileIndex);
   }
 
   canServe(piece: number): boolean {

@@ -3,6 +3,7 @@
 // the calls are synchronous, because on them pooled synchronous reads are twice as fast as any other.
 
 import fs from "node:fs";
+import { chunkBytes } from "../core/pieces.ts";
 import type { FileFacts } from "./offer-table.ts";
 
 /** Doubles of today's milliseconds are a quarter of a microsecond apart. */
@@ -59,7 +60,7 @@ function readSome(
 function isAsSealed(handle: number, file: FileFacts): boolean {
   const stats = fs.fstatSync(handle);
   if (!stats.isFile()) return false;
-  if (file.stamp === null) return true;
+  if (file.stamp === null) return file.size > chunkBytes || stats.size === file.size;
   return (
     stats.size === file.size &&
     Math.abs(stats.mtimeMs - file.stamp.mtimeMs) <= mtimeMsTolerance &&

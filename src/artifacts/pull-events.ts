@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// What happens to a pull, and what it wants done.
+
+import type { PieceSet } from "../core/pieces.ts";
+import type { PullOutcome, SourceFailure } from "./pull-state.ts";
+
+export interface Failure extends SourceFailure {
+  /** What a busy source asked for; null when it named nothing. */
+  readonly retryAfterMs: number | null;
+}
+
+export type PullEvent =
+  /** A source was found; `isComplete` when it is known to have every piece. */
+  | { readonly type: "source_found"; readonly endpoint: string; readonly isComplete: boolean }
+  /** The coordinator says that a source is gone. */
+  | { readonly type: "source_lost"; readonly endpoint: string }
+  | { readonly type: "have_known"; readonly endpoint: string; readonly have: PieceSet }
+  | { readonly type: "have_failed"; readonly endpoint: string; readonly failure: Failure }
+  | { readonly type: "pieces_verified"; readonly batch: number; readonly pieces: readonly number[] }
+  | { readonly type: "batch_done"; readonly batch: number; readonly refused: readonly number[] }
+  | { readonly type: "batch_failed"; readonly batch: number; readonly failure: Failure }
+  | { readonly type: "tick" };
+
+export type PullEffect =
+  | {
+      readonly type: "fetch";
+      readonly batch: number;
+      readonly endpoint: string;
+      readonly pieces: readonly number[];
+    }
+  /** The batch still ends with an event; only then are its pieces given to another source. */
+  | { readonly type: "cancel"; readonly batch: number }
+  | { readonly type: "ask_have"; readonly endpoint: string }
+  | { readonly type: "finish"; readonly outcome: PullOutcome };
