@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+// A GPU made of host memory and files, held to the same contract as the real one. Streams run after
+// `submit` has returned, one command a turn, so that a missing wait shows; `bytesPerSecond` slows copies
+// so that a test can act in the middle of one. Kernels are host functions under the names that the
+// module's text declares.
+
+import { tmpdir } from "node:os";
+import { setImmediate as nextTurn, setTimeout as pause } from "node:timers/promises";
+import { asRelightError, InvariantError, RelightError } from "../errors.ts";
+import {
+  at,
+  type Command,
+  type ContextHandle,
+  type DevicePtr,
+  type Dim3,
+  type EventHandle,
+  type GpuContext,
+  type GpuDevice,
+  type GpuDriver,
+  type GpuMemory,
+  type GraphHandle,
+  type Handle,
+  type KernelHandle,
+  type KernelParam,
+  type MemoryHandle,
+  type MemoryId,
+  type ModuleHandle,
+  type Sharing,
+  type StreamHandle,
+  type Wait,
+} from "./driver.ts";
+import { FakeMemory, type FakeRange } from "./fake-memory.ts";
+import { HandleTable } from "./handles.ts";
+import { checkWait } from "./wait.ts";
+
+/** What a fake kernel may do: read and write the fake GPU's memory. */
+export interface FakeReach {
+  read(address: DevicePtr, bytes: number): Buffer;
+  write(address: DevicePtr, bytes: Uint8Array): void;
+}
+
+export type FakeKernel = (
+  memory: FakeReach,
+  launch: { readonly grid: Dim3; readonly block: Dim3; readonly params: readonly KernelParam[] },
+) => void;
+
+export interface FakeOptions {
+  /** Where the memory's files lie; processes that share memory name the same. */
+  readonly directory?: string;
+  readonly deviceCount?: number;
+  readonly memoryBytes?: number;
+  /** Infinity for no delay. */
+  readonly bytesPerSecond?: number;
+  readonly kernels?: Readonly<Record<string, FakeKernel>>;
+}
+
+interface Stream {
+  readonly queue: Command[];
+  running: boolean;
+  error: RelightError | null;
+}
+
+type Entry =
+  | { kind: "context"; owner: null; ordinal: number }
+  | { kind: "memory"; owner: number; range: FakeRange; counted: number; exportable: boolean }
+  | { kind: "stream"; owner: number; stream: Stream }
+  | { kind: "event"; owner: number; state: { recorded: number; reachedAtMs: number | null } }
+  | { kind: "module"; owner: number; names: ReadonlySet<string> }
+  | { kind: "kernel"; owner: number; run: FakeKernel }
+  | { kind: "graph"; owner: number; commands: readonly Command[] };
+
+const arch = 90;
+const contextCostBytes = 2 ** 20;
+const copyStepBytes = 4 * 2 ** 20;
+
+export class FakeDriver implements GpuDriver {
+  readonly backend = "fake";
+  readonly #handles = new HandleTable<Entry>();
+  readonly #memory: FakeMemory;
+  readonly #options: Required<FakeOptions>;
+
+  constructor(options: FakeOptions = {}) {
+    this.#options = {
+      directory: tmpdir(),
+      deviceCount: 2,
+      memoryBytes: 2 ** 30,
+      bytesPerSecond: Number.POSITIVE_INFINITY,
+      kernels: {},
+      ...options,
+    };
+    this.#memory = new FakeMemory(this.#options.directory);
+  }
+
+  async devices(): Promise<readonly GpuDevice[]> {
+    return Array.from({ length: this.#options.deviceCount }, (_, ordinal) => ({
+      ordinal,
+      uuid: `GPU-00000000-0000-0000-0000-${ordinal.toString().padStart(12, "0")}`,
+      name: "Fake GPU",
+      arch,
+      memoryBytes: this.#options.memoryBytes,
+      multiprocessorCount: 4,
+    }));
+  }
+
+  async openContext(ordinal: number): Promise<GpuContext> {
+    const count = this.#options.deviceCount;
+    if (!Number.isInteger(ordinal) || ordinal < 0 || ordinal >= count) {
+      throw new RelightError(
+        "request_invalid",
+        `Cannot open GPU ${ordinal}: this process sees ${count}`,
+      );
+    }
+    const handle = this.#handles.add({ kind: "context", owner: null, ordinal });
+    return { handle, ordinal, costBytes: contextCostBytes };
+  }
+
+  async room(context: ContextHandle) {
+    const { ordinal } = this.#handles.get(context, "context");
+    const totalBytes = this.#options.memoryBytes;
+    return { freeBytes: totalBytes - this.#usedBytes(ordinal), totalBytes };
+  }
+
+  async allocate(
+    context: ContextHandle,
+    want: { bytes: number; sharing: Sharing },
+  ): Promise<GpuMemory> {
+    const { freeBytes } = await this.room(context);
+    if (want.bytes <= 0) {
+      throw new RelightError("device_failed", `Cannot allocate ${want.bytes} bytes of the GPU`);
+    }
+    if (want.bytes > freeBytes) {
+      throw new RelightError(
+        "device_memory",
+        `Cannot allocate ${want.bytes} bytes of the GPU: ${freeBytes} are free`,
+      );
+    }
+    const range = this.#memory.create(want.bytes, want.sharing);
+    return this.#hold(context, range, want.bytes, want.sharing !== "private");
+  }
+
+  async exportMemory(memory: MemoryId): Promise<MemoryHandle> {
+    const { range, exportable } = this.#handles.get(memory, "memory");
+    if (!exportable) {
+      throw new RelightError(
+        "request_invalid",
+        `Cannot export memory ${memory}: it is private, wanted sharing "ipc" or "descriptor"`,
+      );
+    }
+    return this.#memory.export(range);
+  }
+
+  async importMemory(context: ContextHandle, handle: MemoryHandle): Promise<GpuMemory> {
+    this.#handles.get(context, "context");
+    return this.#hold(context, this.#memory.import(handle), 0, handle.kind === "descriptor");
+  }
+
+  async reachPeer(context: ContextHandle, peer: ContextHandle): Promise<boolean> {
+    const [one, other] = [
+      this.#handles.get(context, "context"),
+      this.#handles.get(peer, "context"),
+    ];
+    return one.ordinal !== other.ordinal;
+  }
+
+  async openStream(context: ContextHandle): Promise<StreamHandle> {
+    this.#handles.get(context, "context");
+    const stream = { queue: [], running: false, error: null };
+    return this.#handles.add({ kind: "stream", owner: context, stream });
+  }
+
+  async openEvent(context: ContextHandle): Promise<EventHandle> {
+    this.#handles.get(context, "context");
+    const state = { recorded: 0, reachedAtMs: null };
+    return this.#handles.add({ kind: "event", owner: context, state });
+  }
+
+  async elapsedMs(from: EventHandle, to: EventHandle): Promise<number> {
+    const first = this.#handles.get(from, "event").state.reachedAtMs;
+    const second = this.#handles.get(to, "event").state.reachedAtMs;
+    if (first === null || second === null) {
+      throw new RelightError(
+        "device_failed",
+        "Cannot tell the time between events: one is not reached",
+      );
+    }
+    return second - first;
+  }
+
+  async submit(handle: StreamHandle, commands: readonly Command[]): Promise<void> {
+    const { stream } = this.#handles.get(handle, "stream");
+    for (const command of commands) this.#enqueue(stream, command);
+    if (!stream.running) void this.#run(stream);
+  }
+
+  async finish(handle: StreamHandle, wait: Wait): Promise<void> {
+    const deadline = performance.now() + wait.deadlineMs;
+    for (let turns = 0; ; turns += 1) {
+      const { stream } = this.#handles.get(handle, "stream");
+      if (stream.error !== null) throw stream.error;
+      if (!stream.running && stream.queue.length === 0) return;
+      checkWait(wait, deadline);
+      await (turns < 20 ? nextTurn() : pause(1));
+    }
+  }
+
+  async read(stream: StreamHandle, from: { address: DevicePtr; bytes: number }, wait: Wait) {
+    await this.finish(stream, wait);
+    return new Uint8Array(this.#memory.read(from.address, from.bytes));
+  }
+
+  async loadModule(context: ContextHandle, image: Uint8Array): Promise<ModuleHandle> {
+    this.#handles.get(context, "context");
+    const text = Buffer.from(image).toString("latin1");
+    const target = Number(/\.target\s+sm_(\d+)/.exec(text)?.[1]);
+    if (!(target <= arch)) {
+      throw new RelightError(
+        "device_unsupported",
+        `Cannot load a module: it is for ${target || "nothing known"}, this GPU is ${arch}`,
+      );
+    }
+    const names = new Set([...text.matchAll(/\.entry\s+(\w+)/g)].map((match) => match[1] ?? ""));
+    return this.#handles.add({ kind: "module", owner: context, names });
+  }
+
+  async kernel(module: ModuleHandle, name: string, _sharedBytesMax: number): Promise<KernelHandle> {
+    const { names } = this.#handles.get(module, "module");
+    const run = this.#options.kernels[name];
+    if (!names.has(name) || run === undefined) {
+      throw new RelightError(
+        "device_unsupported",
+        `Cannot find the kernel "${name}" in the module`,
+      );
+    }
+    return this.#handles.add({ kind: "kernel", owner: module, run });
+  }
+
+  async capture(stream: StreamHandle, commands: readonly Command[]): Promise<GraphHandle> {
+    const { owner } = this.#handles.get(stream, "stream");
+    return this.#handles.add({ kind: "graph", owner, commands: [...commands] });
+  }
+
+  async close(handle: Handle<string>): Promise<void> {
+    for (const entry of this.#handles.take(handle)) {
+      if (entry.kind === "memory") this.#memory.release(entry.range);
+      if (entry.kind === "stream") entry.stream.queue.length = 0;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const handle of this.#handles.all()) await this.close(handle as Handle<string>);
+  }
+
+  #enqueue(stream: Stream, command: Command): void {
+    // What a command names is looked up when it is given, as the real driver does.
+    if (command.do === "graph") {
+      const { commands } = this.#handles.get(command.graph, "graph");
+      for (const inner of commands) this.#enqueue(stream, inner);
+      return;
+    }
+    if (command.do === "launch") this.#handles.get(command.kernel, "kernel");
+    if (command.do === "record" || command.do === "await") this.#prepare(command);
+    stream.queue.push(
+      command.do === "upload" ? { ...command, bytes: command.bytes.slice() } : command,
+    );
+  }
+
+  #prepare(command: Extract<Command, { event: EventHandle }>): void {
+    const { state } = this.#handles.get(command.event, "event");
+    if (command.do === "record") {
+      state.recorded += 1;
+      state.reachedAtMs = null;
+    }
+  }
+
+  async #run(stream: Stream): Promise<void> {
+    stream.running = true;
+    try {
+      for (;;) {
+        await nextTurn();
+        const command = stream.queue.shift();
+        if (command === undefined) return;
+        await this.#execute(command);
+      }
+    } catch (cause) {
+      stream.error = asRelightError(cause);
+      stream.queue.length = 0;
+    } finally {
+      stream.running = false;
+    }
+  }
+
+  async #execute(command: Command): Promise<void> {
+    switch (command.do) {
+      case "copy":
+        await this.#copy(command.to, command.from, command.bytes);
+        break;
+      case "copy_rows":
+        for (let row = 0; row < command.rows; row += 1) {
+          const to = at(command.to, row * command.toPitchBytes);
+          await this.#copy(to, at(command.from, row * command.fromPitchBytes), command.rowBytes);
+        }
+        break;
+      case "fill":
+        this.#memory.write(command.to, Buffer.alloc(command.bytes, command.byte));
+        break;
+      case "upload":
+        this.#memory.write(command.to, command.bytes);
+        break;
+      case "record":
+        this.#handles.get(command.event, "event").state.reachedAtMs = performance.now();
+        break;
+      case "await":
+        await this.#reached(command.event);
+        break;
+      case "launch":
+        this.#handles.get(command.kernel, "kernel").run(this.#memory, command);
+        break;
+      case "graph":
+        throw new InvariantError("a graph was taken apart as it was submitted");
+    }
+  }
+
+  /** An event that was never recorded holds nobody up, as on the real GPU. */
+  async #reached(event: EventHandle): Promise<void> {
+    const { state } = this.#handles.get(event, "event");
+    while (state.recorded > 0 && state.reachedAtMs === null) await pause(1);
+  }
+
+  async #copy(to: DevicePtr, from: DevicePtr, bytes: number): Promise<void> {
+    for (let done = 0; done < bytes; done += copyStepBytes) {
+      const step = Math.min(copyStepBytes, bytes - done);
+      this.#memory.write(at(to, done), this.#memory.read(at(from, done), step));
+      const delayMs = (step / this.#options.bytesPerSecond) * 1_000;
+      if (delayMs > 0) await pause(delayMs);
+    }
+  }
+
+  #hold(context: ContextHandle, range: FakeRange, counted: number, exportable: boolean): GpuMemory {
+    const id = this.#handles.add({ kind: "memory", owner: context, range, counted, exportable });
+    return { id, address: range.base as DevicePtr, bytes: range.bytes };
+  }
+
+  #usedBytes(ordinal: number): number {
+    let used = 0;
+    for (const handle of this.#handles.all()) {
+      const entry = this.#handles.peek(handle);
+      if (entry?.kind !== "memory") continue;
+      const context = this.#handles.peek(entry.owner);
+      if (context?.kind === "context" && context.ordinal === ordinal) used += entry.counted;
+    }
+    return used;
+  }
+}
