@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: Apache-2.0
+// The driver's calls in the order that each operation of the contract needs, on one thread. It may
+// block, so it lives on the thread of cuda-worker.ts; cuda.ts is its face on the event loop.
+// One core belongs to one thread: the driver's "current context" is a property of the thread.
+
+import { setImmediate as nextTurn } from "node:timers/promises";
+import { RelightError } from "../errors.ts";
+import { cudaError, cudaNotReady, cudaPeerAlreadyEnabled, cudaSuccess } from "./cuda-errors.ts";
+import type {
+  Command,
+  ContextHandle,
+  DevicePtr,
+  EventHandle,
+  GpuContext,
+  GpuDevice,
+  GpuMemory,
+  GraphHandle,
+  Handle,
+  KernelHandle,
+  MemoryHandle,
+  MemoryId,
+  ModuleHandle,
+  Sharing,
+  StreamHandle,
+  Wait,
+} from "./driver.ts";
+import { readBytesMax } from "./driver.ts";
+import { Libcuda } from "./functions.ts";
+import { HandleTable } from "./handles.ts";
+import { packParams } from "./launch.ts";
+import { type MemoryUse, openMemoryUse } from "./nvml.ts";
+import {
+  createMapping,
+  exportMapping,
+  importMapping,
+  type Mapping,
+  releaseMapping,
+} from "./vmm.ts";
+import { checkWait } from "./wait.ts";
+
+type Held =
+  | { readonly how: "allocated"; readonly exportable: boolean }
+  | { readonly how: "opened" }
+  | { readonly how: "mapped"; readonly mapping: Mapping };
+
+type Entry =
+  | {
+      kind: "context";
+      owner: null;
+      ordinal: number;
+      device: number;
+      raw: bigint;
+    }
+  | { kind: "memory"; owner: number; address: bigint; bytes: number; held: Held }
+  | { kind: "stream"; owner: number; raw: bigint }
+  | { kind: "event"; owner: number; raw: bigint }
+  | { kind: "module"; owner: number; raw: bigint }
+  | { kind: "kernel"; owner: number; raw: bigint }
+  | { kind: "graph"; owner: number; raw: bigint; instance: bigint };
+
+/** CUdevice_attribute values that are read. */
+const attributes = { multiprocessorCount: 16, archMajor: 75, archMinor: 76 } as const;
+
+const nonBlockingStream = 1; // CU_STREAM_NON_BLOCKING: never waits for the engine's default stream.
+const lazyPeerAccess = 1; // CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the only flag that the call accepts.
+const captureThisThread = 1; // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+const sharedBytesAttribute = 8; // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+const deviceMemory = 2; // CU_MEMORYTYPE_DEVICE
+const pollPauseMs = 0.05; // A poll costs 1.3 us and a copy takes milliseconds.
+
+export class CudaCore {
+  readonly #handles = new HandleTable<Entry>();
+  readonly #sleeper = new Int32Array(new SharedArrayBuffer(4));
+  #library: Libcuda | null = null;
+  #memoryUse: MemoryUse | null = null;
+  #current: number | null = null;
+
+  get #cuda(): Libcuda {
+    this.#library ??= Libcuda.open();
+    return this.#library;
+  }
+
+  devices(): GpuDevice[] {
+    const count = this.#cuda.out32("cuDeviceGetCount");
+    return Array.from({ length: count }, (_, ordinal) => this.#describe(ordinal));
+  }
+
+  openContext(ordinal: number): GpuContext {
+    const { uuid } = this.#describe(ordinal);
+    this.#memoryUse ??= openMemoryUse();
+    const before = this.#memoryUse(uuid);
+    const device = this.#cuda.out32("cuDeviceGet", ordinal);
+    const raw = this.#cuda.out64("cuDevicePrimaryCtxRetain", device);
+    const handle = this.#handles.add({ kind: "context", owner: null, ordinal, device, raw });
+    this.#use(handle);
+    const after = this.#memoryUse(uuid);
+    const costBytes = before === null || after === null ? null : Math.max(0, after - before);
+    return { handle, ordinal, costBytes };
+  }
+
+  room(context: ContextHandle): { freeBytes: number; totalBytes: number } {
+    this.#use(context);
+    const total = new BigUint64Array(1);
+    const free = this.#cuda.out64("cuMemGetInfo_v2", total);
+    return { freeBytes: Number(free), totalBytes: Number(total[0] ?? 0n) };
+  }
+
+  allocate(context: ContextHandle, want: { bytes: number; sharing: Sharing }): GpuMemory {
+    const { device } = this.#use(context);
+    if (want.sharing === "descriptor") {
+      const mapping = createMapping(this.#cuda, device, want.bytes);
+      return this.#hold(context, mapping.address, want.bytes, { how: "mapped", mapping });
+    }
+    const address = this.#cuda.out64("cuMemAlloc_v2", want.bytes);
+    const held = { how: "allocated", exportable: want.sharing === "ipc" } as const;
+    return this.#hold(context, address, want.bytes, held);
+  }
+
+  exportMemory(memory: MemoryId): MemoryHandle {
+    const { owner, address, bytes, held } = this.#handles.get(memory, "memory");
+    this.#use(owner as ContextHandle);
+    if (held.how === "mapped") {
+      return { kind: "descriptor", pieces: exportMapping(this.#cuda, held.mapping) };
+    }
+    if (held.how === "opened" || !held.exportable) {
+      throw new RelightError(
+        "request_invalid",
+        `Cannot export memory ${memory}: it is ${held.how}, wanted sharing "ipc" or "descriptor"`,
+      );
+    }
+    const handle = new Uint8Array(64);
+    this.#cuda.call("cuIpcGetMemHandle", handle, address);
+    return { kind: "ipc", handle, bytes };
+  }
+
+  importMemory(context: ContextHandle, handle: MemoryHandle): GpuMemory {
+    const { device } = this.#use(context);
+    if (handle.kind === "descriptor") {
+      const mapping = importMapping(this.#cuda, device, handle.pieces);
+      return this.#hold(context, mapping.address, mapping.mappedBytes, { how: "mapped", mapping });
+    }
+    const reserved = Uint8Array.from(handle.handle);
+    const address = this.#cuda.out64("cuIpcOpenMemHandle_v2", { reserved }, lazyPeerAccess);
+    return this.#hold(context, address, handle.bytes, { how: "opened" });
+  }
+
+  reachPeer(context: ContextHandle, peer: ContextHandle): boolean {
+    const other = this.#handles.get(peer, "context");
+    const { device } = this.#use(context);
+    if (this.#cuda.out32("cuDeviceCanAccessPeer", device, other.device) === 0) return false;
+    const result = this.#cuda.result("cuCtxEnablePeerAccess", other.raw, 0);
+    if (result !== cudaSuccess && result !== cudaPeerAlreadyEnabled) {
+      throw cudaError("cuCtxEnablePeerAccess", result);
+    }
+    return true;
+  }
+
+  openStream(context: ContextHandle): StreamHandle {
+    this.#use(context);
+    const raw = this.#cuda.out64("cuStreamCreate", nonBlockingStream);
+    return this.#handles.add({ kind: "stream", owner: context, raw });
+  }
+
+  openEvent(context: ContextHandle): EventHandle {
+    this.#use(context);
+    const raw = this.#cuda.out64("cuEventCreate", 0);
+    return this.#handles.add({ kind: "event", owner: context, raw });
+  }
+
+  elapsedMs(from: EventHandle, to: EventHandle): number {
+    const [first, second] = [this.#handles.get(from, "event"), this.#handles.get(to, "event")];
+    this.#use(first.owner as ContextHandle);
+    const ms = new Float32Array(1);
+    this.#cuda.call("cuEventElapsedTime", ms, first.raw, second.raw);
+    return ms[0] ?? 0;
+  }
+
+  submit(stream: StreamHandle, commands: readonly Command[]): void {
+    const { owner, raw } = this.#handles.get(stream, "stream");
+    this.#use(owner as ContextHandle);
+    for (const command of commands) this.#enqueue(raw, command);
+  }
+
+  async finish(stream: StreamHandle, wait: Wait): Promise<void> {
+    const { owner, raw } = this.#handles.get(stream, "stream");
+    const deadline = performance.now() + wait.deadlineMs;
+    for (;;) {
+      this.#use(owner as ContextHandle);
+      const result = this.#cuda.result("cuStreamQuery", raw);
+      if (result === cudaSuccess) return;
+      if (result !== cudaNotReady) throw cudaError("cuStreamQuery", result);
+      checkWait(wait, deadline);
+      // The pause sleeps shorter than a timer can; the turn lets a cancellation in.
+      Atomics.wait(this.#sleeper, 0, 0, pollPauseMs);
+      await nextTurn();
+    }
+  }
+
+  async read(
+    stream: StreamHandle,
+    from: { address: DevicePtr; bytes: number },
+    wait: Wait,
+  ): Promise<Uint8Array> {
+    if (from.bytes > readBytesMax) {
+      throw new RelightError(
+        "request_invalid",
+        `Cannot read ${from.bytes} bytes of the GPU at once: at most ${readBytesMax}`,
+      );
+    }
+    await this.finish(stream, wait);
+    const bytes = new Uint8Array(from.bytes);
+    if (from.bytes > 0) this.#cuda.call("cuMemcpyDtoH_v2", bytes, from.address, from.bytes);
+    return bytes;
+  }
+
+  loadModule(context: ContextHandle, image: Uint8Array): ModuleHandle {
+    this.#use(context);
+    // PTX is text and must end in a zero; a cubin states its own length and ignores what follows.
+    const ended = new Uint8Array(image.byteLength + 1);
+    ended.set(image);
+    const raw = this.#cuda.out64("cuModuleLoadData", ended);
+    return this.#handles.add({ kind: "module", owner: context, raw });
+  }
+
+  kernel(module: ModuleHandle, name: string, sharedBytesMax: number): KernelHandle {
+    const held = this.#handles.get(module, "module");
+    this.#use(held.owner as ContextHandle);
+    const raw = this.#cuda.out64("cuModuleGetFunction", held.raw, name);
+    if (sharedBytesMax > 0) {
+      this.#cuda.call("cuFuncSetAttribute", raw, sharedBytesAttribute, sharedBytesMax);
+    }
+    return this.#handles.add({ kind: "kernel", owner: module, raw });
+  }
+
+  capture(stream: StreamHandle, commands: readonly Command[]): GraphHandle {
+    const { owner, raw } = this.#handles.get(stream, "stream");
+    this.#use(owner as ContextHandle);
+    const graph = this.#record(raw, commands);
+    try {
+      const instance = this.#cuda.out64("cuGraphInstantiateWithFlags", graph, 0);
+      return this.#handles.add({ kind: "graph", owner, raw: graph, instance });
+    } catch (error) {
+      this.#cuda.result("cuGraphDestroy", graph);
+      throw error;
+    }
+  }
+
+  close(handle: Handle<string>): void {
+    const entries = this.#handles.take(handle);
+    const context = this.#contextOf(entries, handle);
+    if (context !== null) this.#cuda.result("cuCtxSetCurrent", context);
+    for (const entry of entries) this.#release(entry);
+    this.#current = null;
+  }
+
+  closeAll(): void {
+    for (const handle of this.#handles.all()) this.close(handle as Handle<string>);
+  }
+
+  #record(stream: bigint, commands: readonly Command[]): bigint {
+    this.#cuda.call("cuStreamBeginCapture_v2", stream, captureThisThread);
+    const graph = new BigUint64Array(1);
+    try {
+      for (const command of commands) this.#enqueue(stream, command);
+    } catch (error) {
+      // A capture that was begun must be ended, or the stream stays unusable.
+      this.#cuda.result("cuStreamEndCapture", stream, graph);
+      throw error;
+    }
+    this.#cuda.call("cuStreamEndCapture", stream, graph);
+    return graph[0] ?? 0n;
+  }
+
+  #enqueue(stream: bigint, command: Command): void {
+    // The driver refuses empty copies; here they are nothing.
+    if (isEmpty(command)) return;
+    const cuda = this.#cuda;
+    switch (command.do) {
+      case "copy":
+        cuda.call("cuMemcpyDtoDAsync_v2", command.to, command.from, command.bytes, stream);
+        break;
+      case "copy_rows":
+        cuda.call("cuMemcpy2DAsync_v2", rowsStruct(command), stream);
+        break;
+      case "fill":
+        cuda.call("cuMemsetD8Async", command.to, command.byte, command.bytes, stream);
+        break;
+      case "upload":
+        this.#upload(stream, command);
+        break;
+      case "record":
+        cuda.call("cuEventRecord", this.#handles.get(command.event, "event").raw, stream);
+        break;
+      case "await":
+        cuda.call("cuStreamWaitEvent", stream, this.#handles.get(command.event, "event").raw, 0);
+        break;
+      case "launch":
+        this.#launch(stream, command);
+        break;
+      case "graph":
+        cuda.call("cuGraphLaunch", this.#handles.get(command.graph, "graph").instance, stream);
+        break;
+    }
+  }
+
+  /** From pageable memory the driver has taken the bytes when the call returns. */
+  #upload(stream: bigint, { to, bytes }: Extract<Command, { do: "upload" }>): void {
+    this.#cuda.call("cuMemcpyHtoDAsync_v2", to, bytes, bytes.byteLength, stream);
+  }
+
+  #launch(stream: bigint, command: Extract<Command, { do: "launch" }>): void {
+    const { raw } = this.#handles.get(command.kernel, "kernel");
+    const { grid, block, sharedBytes } = command;
+    const pointers = packParams(command.params);
+    const shape = [...grid, ...block, sharedBytes, stream, pointers] as const;
+    if (command.cooperative) this.#cuda.call("cuLaunchCooperativeKernel", raw, ...shape);
+    else this.#cuda.call("cuLaunchKernel", raw, ...shape, null);
+  }
+
+  #describe(ordinal: number): GpuDevice {
+    const count = this.#cuda.out32("cuDeviceGetCount");
+    if (!Number.isInteger(ordinal) || ordinal < 0 || ordinal >= count) {
+      throw new RelightError(
+        "request_invalid",
+        `Cannot open GPU ${ordinal}: this process sees ${count}`,
+        { details: { ordinal, count } },
+      );
+    }
+    const cuda = this.#cuda;
+    const device = cuda.out32("cuDeviceGet", ordinal);
+    const attribute = (which: number) => cuda.out32("cuDeviceGetAttribute", which, device);
+    const name = new Uint8Array(256);
+    cuda.call("cuDeviceGetName", name, name.byteLength, device);
+    const uuid = new Uint8Array(16);
+    cuda.call("cuDeviceGetUuid_v2", uuid, device);
+    return {
+      ordinal,
+      uuid: formatUuid(uuid),
+      name: Buffer.from(name).toString("utf8", 0, name.indexOf(0)),
+      arch: 10 * attribute(attributes.archMajor) + attribute(attributes.archMinor),
+      memoryBytes: Number(cuda.out64("cuDeviceTotalMem_v2", device)),
+      multiprocessorCount: attribute(attributes.multiprocessorCount),
+    };
+  }
+
+  #use(context: ContextHandle): Extract<Entry, { kind: "context" }> {
+    const entry = this.#handles.get(context, "context");
+    if (this.#current !== context) {
+      this.#cuda.call("cuCtxSetCurrent", entry.raw);
+      this.#current = context;
+    }
+    return entry;
+  }
+
+  #hold(context: ContextHandle, address: bigint, bytes: number, held: Held): GpuMemory {
+    const id = this.#handles.add({ kind: "memory", owner: context, address, bytes, held });
+    return { id, address: address as DevicePtr, bytes };
+  }
+
+  #contextOf(entries: readonly Entry[], handle: number): bigint | null {
+    const last = entries.at(-1);
+    if (last === undefined) return null;
+    if (last.kind === "context") return last.raw;
+    for (let owner = last.owner; ; ) {
+      const entry = this.#handles.peek(owner);
+      if (entry === undefined) throw new RelightError("internal", `No owner of handle ${handle}`);
+      if (entry.kind === "context") return entry.raw;
+      owner = entry.owner;
+    }
+  }
+
+  /** Results are not checked: what cannot be released on a lost device is gone with it. */
+  #release(entry: Entry): void {
+    const cuda = this.#cuda;
+    switch (entry.kind) {
+      case "context":
+        cuda.result("cuDevicePrimaryCtxRelease_v2", entry.device);
+        return;
+      case "memory":
+        if (entry.held.how === "mapped") releaseMapping(cuda, entry.held.mapping);
+        else if (entry.held.how === "opened") cuda.result("cuIpcCloseMemHandle", entry.address);
+        else cuda.result("cuMemFree_v2", entry.address);
+        return;
+      case "stream":
+        cuda.result("cuStreamDestroy_v2", entry.raw);
+        return;
+      case "event":
+        cuda.result("cuEventDestroy_v2", entry.raw);
+        return;
+      case "module":
+        cuda.result("cuModuleUnload", entry.raw);
+        return;
+      case "graph":
+        cuda.result("cuGraphExecDestroy", entry.instance);
+        cuda.result("cuGraphDestroy", entry.raw);
+        return;
+      case "kernel":
+        return;
+    }
+  }
+}
+
+function isEmpty(command: Command): boolean {
+  if (command.do === "copy" || command.do === "fill") return command.bytes === 0;
+  if (command.do === "upload") return command.bytes.byteLength === 0;
+  return command.do === "copy_rows" && (command.rows === 0 || command.rowBytes === 0);
+}
+
+/** CUDA_MEMCPY2D, 128 bytes: source, destination, extent. */
+function rowsStruct(copy: Extract<Command, { do: "copy_rows" }>): Uint8Array {
+  const bytes = Buffer.alloc(128);
+  bytes.writeUInt32LE(deviceMemory, 16);
+  bytes.writeBigUInt64LE(copy.from, 32);
+  bytes.writeBigUInt64LE(BigInt(copy.fromPitchBytes), 48);
+  bytes.writeUInt32LE(deviceMemory, 72);
+  bytes.writeBigUInt64LE(copy.to, 88);
+  bytes.writeBigUInt64LE(BigInt(copy.toPitchBytes), 104);
+  bytes.writeBigUInt64LE(BigInt(copy.rowBytes), 112);
+  bytes.writeBigUInt64LE(BigInt(copy.rows), 120);
+  return bytes;
+}
+
+function formatUuid(bytes: Uint8Array): string {
+  const hex = Buffer.from(bytes).toString("hex");
+  return `GPU-${hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5")}`;
+}

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+// The real driver against the contract that the fake passes in every run.
+
+import { CudaDriver } from "../../src/gpu/cuda.ts";
+import { gpuContract } from "../contracts/gpu.ts";
+import { gpuMissing } from "./gpu-present.ts";
+
+gpuContract({ backend: "cuda", skip: await gpuMissing(1), open: () => new CudaDriver() });
