@@ -12,9 +12,11 @@ import {
 } from "../../src/trust/authority.ts";
 import type { Facts, Wanted } from "../../src/trust/decide.ts";
 import type { ProvenSigner } from "../../src/trust/evidence.ts";
+import type { JoinToken } from "../../src/trust/join-token.ts";
 import { generateKey, type Signer, signerFrom, writePublicKey } from "../../src/trust/keys.ts";
 import { makePolicy, type Policy, type PolicyDocument } from "../../src/trust/policy.ts";
 import { firstPolicy } from "../../src/trust/setup.ts";
+import { timeText } from "../../src/trust/time.ts";
 
 export const now = Date.parse("2026-11-20T12:00:00.000Z");
 export const hour = 3_600_000;
@@ -121,4 +123,20 @@ export function leafOf(authority: Authority, signer: Signer, changes: Partial<Le
     notAfter: now + day,
     ...changes,
   });
+}
+
+export function joinTokenOf(changes: Partial<JoinToken> = {}): JoinToken {
+  return {
+    id: "0123456789abcdef0123456789abcdef",
+    role: "mirror",
+    environment: "production",
+    uses: 1,
+    issuedAt: timeText(now),
+    expiresAt: timeText(now + hour),
+    certificateMs: hour,
+    coordinator: "coordinator.example:8001",
+    authority: "c".repeat(64) as Hex32,
+    roots: { threshold: 1, keys: [writePublicKey(root.publicKey)] },
+    ...changes,
+  };
 }
