@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+// A manifest as an in-toto Statement v1 and back: what an author signs and every mirror relays. The
+// statement says all that the manifest says and more, so that only one of them travels; its manifest is
+// derived again at the other end and must have the artifact's id.
+
+import { z } from "zod";
+import { canonicalJson, type Json } from "../core/canonical-json.ts";
+import { type Digest, type Hex32, isHex32 } from "../core/digest.ts";
+import { asRelightError, RelightError } from "../errors.ts";
+import {
+  decide,
+  type Facts,
+  identityMapShape,
+  judgePolicy,
+  type Verdict,
+  type Wanted,
+} from "../trust/decide.ts";
+import { decodeEnvelope, type Envelope, signEnvelope } from "../trust/envelope.ts";
+import { collectEvidence, type Evidence } from "../trust/evidence.ts";
+import type { Signer } from "../trust/keys.ts";
+import type { Policy } from "../trust/policy.ts";
+import { timeMs, timeShape, timeText } from "../trust/time.ts";
+import {
+  decodeManifest,
+  encodeManifest,
+  type Manifest,
+  type ManifestFile,
+  manifestLimits,
+  type SealedManifest,
+} from "./manifest.ts";
+
+/** The media type of in-toto statements. */
+export const statementPayloadType = "application/vnd.in-toto+json";
+const statementType = "https://in-toto.io/Statement/v1";
+const predicateType = "urn:relight:artifact:v1";
+
+/** What the author says of the artifact beyond its files. */
+export interface Authorship {
+  /** What two replicas must share to exchange it. */
+  readonly identity: Readonly<Record<string, string>>;
+  /** Empty when the family does not depend on a model. */
+  readonly model: string;
+  readonly environment: string;
+  /** Who compiled it, for people: replica, node, versions. */
+  readonly producer: Readonly<Record<string, string>>;
+  /** Which warm-ups had completed when it was sealed. */
+  readonly coverage: readonly string[];
+  /** Unix milliseconds. */
+  readonly createdAt: number;
+  readonly expiresAt: number;
+  readonly epoch: number;
+}
+
+export interface Statement {
+  readonly manifest: SealedManifest;
+  readonly authorship: Authorship;
+}
+
+const hex = z.string().refine(isHex32, "want 64 hex characters");
+const subjectShape = z.strictObject({
+  name: z.string().min(1).max(4_096),
+  digest: z.union([z.strictObject({ blake3: hex }), z.strictObject({ "blake3-chunked": hex })]),
+  annotations: z.strictObject({
+    chunks: z.array(hex),
+    form: z.enum(["plain", "rooted"]),
+    mode: z.union([z.literal(0o644), z.literal(0o755)]),
+    size: z.int().min(0).max(manifestLimits.fileBytesMax),
+  }),
+});
+const statementShape = z.strictObject({
+  _type: z.literal(statementType),
+  predicateType: z.literal(predicateType),
+  subject: z.array(subjectShape).min(1).max(manifestLimits.filesMax),
+  predicate: z.strictObject({
+    artifactId: hex,
+    family: z.string().regex(/^[a-z0-9][a-z0-9._-]{0,63}$/),
+    identity: identityMapShape,
+    model: z.string().max(512),
+    environment: z.string().max(512),
+    producer: identityMapShape,
+    coverage: z.array(z.string().max(256)).max(64),
+    createdAt: timeShape,
+    expiresAt: timeShape,
+    epoch: z.int().min(0),
+  }),
+});
+type Subject = z.infer<typeof subjectShape>;
+
+/** The bytes that are signed. @throws RelightError `manifest_invalid` when no verifier would accept them. */
+export function encodeStatement({ manifest, authorship }: Statement): Buffer {
+  const { artifactId, family, files } = manifest;
+  const document = {
+    _type: statementType,
+    predicateType,
+    subject: files.map(subjectOf),
+    predicate: {
+      ...authorship,
+      artifactId,
+      family,
+      createdAt: timeText(authorship.createdAt),
+      expiresAt: timeText(authorship.expiresAt),
+    },
+  };
+  const result = statementShape.shape.predicate.safeParse(document.predicate);
+  if (!result.success) {
+    const issue = result.error.issues[0];
+    invalid(`${issue?.path.join(".") ?? ""}: ${issue?.message ?? "wrong shape"}`);
+  }
+  return Buffer.from(canonicalJson(document as Json), "utf8");
+}
+
+/**
+ * A statement from the payload of an envelope whose signatures were looked at. The manifest in it has
+ * passed `decodeManifest`.
+ * @throws RelightError `manifest_invalid` or `path_unsafe`.
+ */
+export function decodeStatement(bytes: Buffer): Statement {
+  const result = statementShape.safeParse(parseJson(bytes));
+  if (!result.success) {
+    const issue = result.error.issues[0];
+    return invalid(`${issue?.path.join(".") ?? ""}: ${issue?.message ?? "wrong shape"}`);
+  }
+  const { subject, predicate } = result.data;
+  const { artifactId, family, createdAt, expiresAt, ...rest } = predicate;
+  if (timeMs(expiresAt) <= timeMs(createdAt)) invalid("it expires before it was created");
+  const derived = encodeManifest({ family, files: subject.map(fileOf) });
+  if (derived.artifactId !== artifactId)
+    invalid(`its files make artifact ${derived.artifactId}, it says ${artifactId}`);
+  const manifest = decodeManifest(derived.bytes, { artifactId });
+  const authorship = { ...rest, createdAt: timeMs(createdAt), expiresAt: timeMs(expiresAt) };
+  if (!encodeStatement({ manifest, authorship }).equals(bytes))
+    invalid("its spelling is not canonical");
+  return { manifest, authorship };
+}
+
+/** Seals and signs in one step what an agent publishes. */
+export function signStatement(
+  { manifest, authorship }: { readonly manifest: Manifest; readonly authorship: Authorship },
+  signers: readonly Signer[],
+): Envelope {
+  const payload = encodeStatement({ manifest: encodeManifest(manifest), authorship });
+  return signEnvelope({ payloadType: statementPayloadType, payload }, signers);
+}
+
+export function factsOf({ manifest, authorship }: Statement): Facts {
+  const { identity, model, environment, createdAt, expiresAt, epoch } = authorship;
+  const { artifactId, family } = manifest;
+  return {
+    artifactId: artifactId as Hex32,
+    family,
+    identity: { ...identity },
+    model,
+    environment,
+    createdAt,
+    expiresAt,
+    epoch,
+  };
+}
+
+export interface Verification {
+  readonly policy: Policy | null;
+  readonly wanted: Wanted;
+  /** Of `TrustKeeper.epochFloor`. */
+  readonly epochFloor: number;
+  readonly now: number;
+}
+
+export interface VerifiedStatement extends Statement {
+  readonly facts: Facts;
+  readonly verdict: Extract<Verdict, { state: "allowed" }>;
+}
+
+/**
+ * Everything between an envelope from a stranger and a manifest whose files may be fetched.
+ * @throws RelightError with the code of the refusal.
+ */
+export function verifyStatement(bytes: Buffer, options: Verification): VerifiedStatement {
+  const { policy, now } = options;
+  const envelope = decodeEnvelope(bytes);
+  const unfit = judgePolicy(policy, now);
+  if (policy === null || unfit !== null)
+    return refuse(options.wanted, unfit ?? { code: "policy_missing", reason: "there is none" });
+  if (envelope.payloadType !== statementPayloadType)
+    invalid(`its payload type is "${envelope.payloadType}", want ${statementPayloadType}`);
+  const evidence = collectEvidence(envelope, policy, now);
+  requireProof(evidence, options.wanted);
+  const statement = decodeStatement(envelope.payload);
+  const facts = factsOf(statement);
+  const verdict = decide({ ...options, facts, evidence });
+  if (verdict.state === "refused") refuse(options.wanted, verdict);
+  return { ...statement, facts, verdict };
+}
+
+/** Nobody unknown makes this node parse a statement of 128 MiB. */
+function requireProof(evidence: readonly Evidence[], wanted: Wanted): void {
+  if (evidence.some(({ state }) => state === "proven")) return;
+  const [failed] = evidence.flatMap((each) => (each.state === "refused" ? [each] : []));
+  refuse(wanted, failed ?? { code: "signature_missing", reason: "nobody signed it" });
+}
+
+function refuse(
+  { artifactId }: Wanted,
+  { code, reason }: { readonly code: RelightError["code"]; readonly reason: string },
+): never {
+  throw new RelightError(code, `Cannot install artifact ${artifactId.slice(0, 12)}: ${reason}`, {
+    details: { artifact: artifactId },
+  });
+}
+
+function subjectOf({ path, digest, chunks, form, mode, size }: ManifestFile): Json {
+  const [algorithm = "", hexDigest = ""] = digest.split(":");
+  return {
+    name: path,
+    digest: { [algorithm]: hexDigest },
+    annotations: { chunks, form, mode, size },
+  };
+}
+
+function fileOf({ name, digest, annotations }: Subject): ManifestFile {
+  const whole = "blake3" in digest ? `blake3:${digest.blake3}` : null;
+  const stated = whole ?? `blake3-chunked:${Object.values(digest).join()}`;
+  // Of the form that `isDigest` asks for, by the shape; `decodeManifest` looks again.
+  return { path: name, digest: stated as Digest, ...annotations };
+}
+
+function parseJson(bytes: Buffer): unknown {
+  try {
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+  } catch (cause) {
+    throw new RelightError("manifest_invalid", "Cannot read statement: it is not JSON in UTF-8", {
+      cause: asRelightError(cause),
+    });
+  }
+}
+
+function invalid(reason: string): never {
+  throw new RelightError("manifest_invalid", `Cannot accept statement: ${reason}`);
+}
