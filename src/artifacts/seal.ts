@@ -85,7 +85,15 @@ export function seal(options: SealOptions): Seal | null {
   return { manifest, files: ordered, skipped };
 }
 
-function* walk(options: SealOptions, skipped: Skipped[]): Generator<string> {
+/** Every regular file of a cache that is not temporary, by relative path; nothing is read. */
+export function listCache(cache: Pick<SealOptions, "root" | "family" | "excluded">): string[] {
+  return [...walk(cache, [])];
+}
+
+function* walk(
+  options: Pick<SealOptions, "root" | "family" | "excluded">,
+  skipped: Skipped[],
+): Generator<string> {
   const excluded = new Set([ownFolder, ...options.excluded]);
   const folders = [""];
   for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {

@@ -10,6 +10,26 @@ export interface CommandEntry {
 }
 
 export const commands: Readonly<Record<string, CommandEntry>> = {
+  run: {
+    summary: "Start an engine warm: install what peers have, run CMD, publish what it compiled.",
+    load: () => import("./run.ts"),
+  },
+  "boot list": {
+    summary: "List this node's starts, newest first.",
+    load: () => import("./boot-list.ts"),
+  },
+  "boot show": {
+    summary: "Draw one start as a waterfall, cache by cache.",
+    load: () => import("./boot-show.ts"),
+  },
+  "boot why": {
+    summary: "Say in sentences why a start was cold or slow.",
+    load: () => import("./boot-why.ts"),
+  },
+  coordinator: {
+    summary: "Run the service that knows who has what.",
+    load: () => import("./coordinator.ts"),
+  },
   doctor: {
     summary: "Check this machine, the configuration and the way to the coordinator.",
     load: () => import("./doctor.ts"),

@@ -7,6 +7,9 @@ import { RelightError } from "../../errors.ts";
 import { type Family, factNames, isTemporaryName } from "../family.ts";
 import { isGroupFile } from "../rebase.ts";
 
+/** What compilers leave beside their output; everything else counts as compiled. */
+const besides = /\.(c|cc|cpp|cu|cuh|h|hpp|py|txt|log|json|d|o|s|ptx|ll|ttir|ttgir|llir)$/;
+
 /** @throws RelightError `config_invalid` for a name that no family may have. */
 export function customFamily(name: string, folder: string): Family {
   if (!/^[a-z0-9][a-z0-9._-]{0,63}$/.test(name)) {
@@ -26,6 +29,6 @@ export function customFamily(name: string, folder: string): Family {
     dependsOn: factNames.filter((fact) => fact !== "deep_gemm_path"),
     isTemporary: isTemporaryName,
     isRooted: isGroupFile,
-    unitOf: (file) => file,
+    unitOf: (file) => (besides.test(file) ? null : file),
   };
 }

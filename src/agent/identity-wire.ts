@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// An identity as the coordinator's SourceIdentity. Facts with a field of their own go there; the rest
+// are extra parameters, prefixed so that they cannot collide with a ModelExpress client's.
+
+import { create } from "@bufbuild/protobuf";
+import type { Identity } from "../artifacts/identity.ts";
+import {
+  BackendFramework,
+  MxSourceType,
+  type SourceIdentity,
+  SourceIdentitySchema,
+} from "../protocol/gen/p2p_pb.ts";
+
+const frameworks: Readonly<Record<string, BackendFramework>> = {
+  vllm: BackendFramework.VLLM,
+  sglang: BackendFramework.SGLANG,
+  "tensorrt-llm": BackendFramework.TRT_LLM,
+};
+const ownFields = new Set([
+  "framework",
+  "framework_version",
+  "torch",
+  "cuda",
+  "triton",
+  "gpu_arch",
+  "model",
+  "revision",
+  "tp",
+  "pp",
+  "ep",
+  "dtype",
+  "quantization",
+  "compile_config",
+]);
+
+export function toSourceIdentity({ family, sourceType, facts, extra }: Identity): SourceIdentity {
+  const rest = Object.entries(facts).filter(([name]) => !ownFields.has(name));
+  return create(SourceIdentitySchema, {
+    // The version of this mapping, not of Relight: two releases must be able to exchange.
+    mxVersion: "relight.identity.v1",
+    mxSourceType:
+      Object.values(MxSourceType).find((value) => value === sourceType) ??
+      MxSourceType.TORCH_COMPILE_CACHE,
+    // ListSources takes an empty name for "any model", so an unknown model has a name too.
+    modelName: facts.model ?? "-",
+    backendFramework: frameworks[facts.framework ?? ""] ?? BackendFramework.UNKNOWN,
+    tensorParallelSize: Number(facts.tp ?? 0),
+    pipelineParallelSize: Number(facts.pp ?? 0),
+    expertParallelSize: Number(facts.ep ?? 0),
+    dtype: facts.dtype ?? "",
+    quantization: facts.quantization ?? "",
+    revision: facts.revision ?? "",
+    backendFrameworkVersion: facts.framework_version ?? "",
+    torchVersion: facts.torch ?? "",
+    cudaVersion: facts.cuda ?? "",
+    tritonVersion: facts.triton ?? "",
+    gpuArch: facts.gpu_arch ?? "",
+    compileConfigDigest: facts.compile_config ?? "",
+    extraParameters: {
+      "relight.family": family,
+      ...Object.fromEntries(rest.map(([name, value]) => [`relight.${name}`, value ?? ""])),
+      ...Object.fromEntries(Object.entries(extra).map(([name, value]) => [`user.${name}`, value])),
+    },
+  });
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// The boot ledger: what one start of a replica did, phase by phase and cache by cache. `Ledger` is the
+// record under construction; the finished record is plain JSON, the same for the CLI and the coordinator.
+
+import { randomBytes } from "node:crypto";
+import type { Hits } from "../artifacts/hits.ts";
+import { asRelightError, type Code } from "../errors.ts";
+import type { Clock } from "../platform/clock.ts";
+
+export const bootFormat = "relight.boot.v1";
+
+export interface Phase {
+  readonly name: string;
+  /** Milliseconds since the boot began. */
+  readonly startMs: number;
+  endMs: number | null;
+  code: Code | null;
+  detail: string | null;
+}
+
+export interface SourceUse {
+  readonly endpoint: string;
+  readonly bytes: number;
+  readonly pieces: number;
+  /** How often it failed, by code. */
+  readonly failures: Readonly<Partial<Record<Code, number>>>;
+  /** Why it was given up; null when it was used to the end. */
+  readonly code: Code | null;
+}
+
+export type CacheState = "installed" | "present" | "cold";
+
+export interface CacheRecord {
+  readonly family: string;
+  readonly root: string;
+  state: CacheState;
+  code: Code | null;
+  reason: string | null;
+  artifactId: string | null;
+  /** Files that peers have. */
+  offered: number;
+  /** Of these, the target had already. */
+  alreadyThere: number;
+  fetched: number;
+  fetchedBytes: number;
+  /** Compiled by the target while they were fetched; the target's own stay. */
+  kept: number;
+  retries: number;
+  sources: SourceUse[];
+  hits: Hits | null;
+  published: { artifactId: string; files: number; bytes: number } | null;
+}
+
+export interface BootRecord {
+  readonly format: typeof bootFormat;
+  readonly bootId: string;
+  readonly nodeId: string;
+  readonly model: string;
+  /** The command's program, without its arguments: they may hold secrets. */
+  readonly program: string;
+  /** Unix milliseconds. */
+  readonly startedAtMs: number;
+  /** From the start until the engine was started, and until it was healthy; null when it never was. */
+  engineStartedMs: number | null;
+  healthyMs: number | null;
+  exitCode: number | null;
+  /** Facts that no probe and no setting could tell. */
+  unknownFacts: string[];
+  /** Why the whole boot is cold, when it is not one cache's reason. */
+  code: Code | null;
+  reason: string | null;
+  readonly phases: Phase[];
+  readonly caches: CacheRecord[];
+}
+
+export class Ledger {
+  readonly record: BootRecord;
+  readonly #clock: Clock;
+  readonly #startMs: number;
+
+  constructor(options: { clock: Clock; nodeId: string; model: string; program: string }) {
+    this.#clock = options.clock;
+    this.#startMs = options.clock.monotonicMs();
+    const startedAtMs = options.clock.wallMs();
+    this.record = {
+      format: bootFormat,
+      // Sorts by time of start.
+      bootId: `${startedAtMs.toString(36).padStart(9, "0")}-${randomBytes(4).toString("hex")}`,
+      nodeId: options.nodeId,
+      model: options.model,
+      program: options.program,
+      startedAtMs,
+      engineStartedMs: null,
+      healthyMs: null,
+      exitCode: null,
+      unknownFacts: [],
+      code: null,
+      reason: null,
+      phases: [],
+      caches: [],
+    };
+  }
+
+  elapsedMs(): number {
+    return Math.round(this.#clock.monotonicMs() - this.#startMs);
+  }
+
+  /** Runs `work` as a phase: its time and its failure are recorded, and the failure goes on. */
+  async phase<T>(name: string, work: () => Promise<T> | T): Promise<T> {
+    const phase = this.startPhase(name);
+    try {
+      return await work();
+    } catch (thrown) {
+      const error = asRelightError(thrown);
+      phase.code = error.code;
+      phase.detail = error.message;
+      throw thrown;
+    } finally {
+      phase.endMs = this.elapsedMs();
+    }
+  }
+
+  startPhase(name: string): Phase {
+    const phase: Phase = { name, startMs: this.elapsedMs(), endMs: null, code: null, detail: null };
+    this.record.phases.push(phase);
+    return phase;
+  }
+
+  cache(family: string, root: string): CacheRecord {
+    const cache: CacheRecord = {
+      family,
+      root,
+      state: "cold",
+      code: null,
+      reason: null,
+      artifactId: null,
+      offered: 0,
+      alreadyThere: 0,
+      fetched: 0,
+      fetchedBytes: 0,
+      kept: 0,
+      retries: 0,
+      sources: [],
+      hits: null,
+      published: null,
+    };
+    this.record.caches.push(cache);
+    return cache;
+  }
+
+  /** Records why something starts cold, in the cache when it is one cache's reason. */
+  cold(where: Pick<CacheRecord, "code" | "reason">, thrown: unknown): void {
+    const error = asRelightError(thrown);
+    where.code = error.code;
+    where.reason = error.message;
+  }
+}
+
+/** Warm: every cache that peers had was installed. Partial: some. Cold: none. */
+export function outcomeOf(record: BootRecord): "warm" | "partial" | "cold" {
+  const warm = record.caches.filter((cache) => cache.state !== "cold").length;
+  if (warm === 0) return "cold";
+  return record.caches.some((cache) => cache.state === "cold" && cache.code !== "no_source")
+    ? "partial"
+    : "warm";
+}

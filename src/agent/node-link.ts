@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// This agent's link to the coordinator: one session, kept up in the background, and everything that
+// this agent offers said again whenever the coordinator may have forgotten it. A coordinator out of
+// reach never stops an engine: what cannot be said now is said later.
+
+import type { Facts, Family } from "../artifacts/family.ts";
+import { identityOf } from "../artifacts/identity.ts";
+import { listPieces, totalBytes } from "../artifacts/manifest.ts";
+import { asRelightError } from "../errors.ts";
+import type { Log } from "../observe/log.ts";
+import type { Clock } from "../platform/clock.ts";
+import { startDeadline } from "../platform/deadline.ts";
+import type { PieceServer } from "../transport/transport.ts";
+import type { CoordinatorClient, FoundSource, Publication, Session } from "./coordinator-client.ts";
+import { toSourceIdentity } from "./identity-wire.ts";
+import type { Announce } from "./relay.ts";
+
+const retryMs = 2_000;
+const readersMs = 1_000;
+const goodbyeMsMax = 2_000;
+
+export interface NodeLinkOptions {
+  readonly client: CoordinatorClient;
+  readonly server: PieceServer;
+  readonly nodeId: string;
+  readonly workerId: string;
+  /** Where peers reach the server. */
+  readonly endpoint: string;
+  readonly callMsMax: number;
+  readonly clock: Clock;
+  readonly log: Log;
+}
+
+export class NodeLink implements AsyncDisposable {
+  readonly #options: NodeLinkOptions;
+  readonly #closing = new AbortController();
+  /** The newest offer of each family. */
+  readonly #offers = new Map<string, Omit<Publication, "sessionId">>();
+  #session: Session | null = null;
+  #background: Promise<void> | null = null;
+  #identity: { facts: Facts; extra: Readonly<Record<string, string>> } | null = null;
+
+  constructor(options: NodeLinkOptions) {
+    this.#options = options;
+  }
+
+  /** What this replica shares with others; before it is known nothing can be found or announced. */
+  identify(facts: Facts, extra: Readonly<Record<string, string>>): void {
+    this.#identity = { facts, extra };
+  }
+
+  /** Opens the session now or, when that fails, keeps trying in the background. */
+  start(): void {
+    this.#background ??= this.#keepSession();
+  }
+
+  /** @throws RelightError `coordinator_unreachable` and others of the client. */
+  async find(
+    families: readonly Family[],
+    signal: AbortSignal,
+  ): Promise<readonly (readonly FoundSource[])[]> {
+    const identities = families.map((family) => this.#wireIdentity(family));
+    return this.#options.client.find(
+      identities,
+      { excludeWorkerId: this.#options.workerId, limit: 16 },
+      signal,
+    );
+  }
+
+  readonly announce: Announce = async ({ family, manifest, isComplete }) => {
+    const { workerId, endpoint } = this.#options;
+    this.#offers.set(family.name, {
+      identity: this.#wireIdentity(family),
+      workerId,
+      artifact: {
+        artifactId: manifest.artifactId,
+        family: family.name,
+        totalBytes: totalBytes(manifest),
+        fileCount: manifest.files.length,
+        pieceCount: listPieces(manifest).length,
+        baseArtifactIds: [],
+      },
+      endpoints: [endpoint],
+      complete: isComplete,
+      status: "ready",
+    });
+    await this.#publish(family.name);
+  };
+
+  /** Says goodbye: from now on nobody is sent here. Idempotent. */
+  async withdraw(): Promise<void> {
+    using deadline = startDeadline("the goodbye", goodbyeMsMax);
+    this.#closing.abort();
+    // The coordinator notices a lost connection by itself; the engine's exit must not wait for more.
+    await this.#session?.close(deadline.signal).catch(() => {});
+    await this.#background?.catch(() => {});
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.withdraw();
+    await this.#options.client[Symbol.asyncDispose]();
+  }
+
+  async report(report: Parameters<CoordinatorClient["reportBoot"]>[0]): Promise<void> {
+    using deadline = startDeadline("the boot report", this.#options.callMsMax);
+    await this.#options.client.reportBoot(report, deadline.signal);
+  }
+
+  #wireIdentity(family: Family) {
+    const { facts, extra } = this.#identity ?? { facts: null, extra: {} };
+    if (facts === null) throw new Error("identify() comes before find() and announce()");
+    return toSourceIdentity(identityOf(family, facts, extra));
+  }
+
+  async #publish(family: string): Promise<void> {
+    const offer = this.#offers.get(family);
+    if (this.#session === null || offer === undefined || this.#closing.signal.aborted) return;
+    using deadline = startDeadline("publishing", this.#options.callMsMax, this.#closing.signal);
+    await this.#options.client.publish({ ...offer, sessionId: this.#session.id }, deadline.signal);
+  }
+
+  async #publishAll(): Promise<void> {
+    for (const family of this.#offers.keys()) await this.#publish(family);
+  }
+
+  async #keepSession(): Promise<void> {
+    const { clock, server, log } = this.#options;
+    const signal = this.#closing.signal;
+    let isSaid = false;
+    while (!signal.aborted) {
+      try {
+        if (this.#session === null) await this.#openSession();
+        this.#session?.setReaders(server.stats().readers);
+        await clock.sleep(readersMs, signal);
+      } catch (thrown) {
+        if (signal.aborted) return;
+        const { code, message } = asRelightError(thrown);
+        if (!isSaid) log.warn("failure", { code, message });
+        isSaid = true;
+        await clock.sleep(retryMs, signal).catch(() => {});
+      }
+    }
+  }
+
+  async #openSession(): Promise<void> {
+    const { client, nodeId, endpoint, callMsMax, log } = this.#options;
+    using deadline = startDeadline("opening the session", callMsMax, this.#closing.signal);
+    this.#session = await client.openSession({ nodeId, agentEndpoint: endpoint }, deadline.signal);
+    this.#session.onChange((change) => {
+      if (change.type !== "restored") return;
+      // Also when it was resumed: saying it twice is harmless, and a publish may have been lost with the link.
+      this.#publishAll().catch((thrown: unknown) => {
+        const { code, message } = asRelightError(thrown);
+        log.warn("failure", { code, message });
+      });
+    });
+    await this.#publishAll();
+  }
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// What this replica passes on of what it receives: while it still receives, from staging, and once
+// installed, from the cache. A relayed artifact has the original's manifest and id.
+
+import fs from "node:fs";
+import path from "node:path";
+import type { Family } from "../artifacts/family.ts";
+import { listPieces, type ManifestFile, type SealedManifest } from "../artifacts/manifest.ts";
+import { toPortable } from "../artifacts/rebase.ts";
+import { blake3Hex, wholeDigest } from "../core/digest.ts";
+import { PieceSet } from "../core/pieces.ts";
+import { asRelightError } from "../errors.ts";
+import type { Log } from "../observe/log.ts";
+import type { OfferedFile, PieceServer, Staging } from "../transport/transport.ts";
+
+export interface Relay {
+  /** Serves verified pieces from staging as they arrive. */
+  receiving(transfer: {
+    family: Family;
+    manifest: SealedManifest;
+    staging: Staging;
+  }): Promise<void>;
+  /** Serves the installed files under their final names. */
+  installed(installation: {
+    family: Family;
+    root: string;
+    manifest: SealedManifest;
+    installed: ReadonlySet<string>;
+  }): Promise<void>;
+  /** The transfer failed: nothing of it is served any more. */
+  dropped(artifactId: string): Promise<void>;
+}
+
+/** Tells the coordinator what can be had here; failures cost others a source, never this boot. */
+export type Announce = (offer: {
+  family: Family;
+  manifest: SealedManifest;
+  isComplete: boolean;
+}) => Promise<void>;
+
+/** Passes nothing on: publishing is switched off or the coordinator is out of reach. */
+export const noRelay: Relay = {
+  receiving: async () => {},
+  installed: async () => {},
+  dropped: async () => {},
+};
+
+export function createRelay(options: { server: PieceServer; announce: Announce; log: Log }): Relay {
+  const { server, announce, log } = options;
+  const attempt = async (work: () => Promise<void>) => {
+    try {
+      await work();
+    } catch (thrown) {
+      const { code, message } = asRelightError(thrown);
+      log.warn("failure", { code, message });
+    }
+  };
+  return {
+    receiving: ({ family, manifest, staging }) =>
+      attempt(async () => {
+        const files = manifest.files.map((file) => ({
+          path: path.join(staging.root, file.path),
+          size: file.size,
+          stamp: null,
+        }));
+        await server.offer({
+          artifactId: manifest.artifactId,
+          manifest: manifest.bytes,
+          files,
+          pieces: staging.pieces,
+          have: staging.have,
+        });
+        await announce({ family, manifest, isComplete: false });
+      }),
+    installed: ({ family, root, manifest, installed }) =>
+      attempt(async () => {
+        const pieces = listPieces(manifest);
+        const files = manifest.files.map((file) =>
+          installed.has(file.path) ? installedFile(root, file) : null,
+        );
+        const have = new PieceSet(pieces.length);
+        for (const [index, piece] of pieces.entries()) if (files[piece.fileIndex]) have.add(index);
+        const offered = files.map((file, index) => file ?? absentFile(manifest.files[index]));
+        await server.offer({
+          artifactId: manifest.artifactId,
+          manifest: manifest.bytes,
+          files: offered,
+          pieces,
+          have,
+        });
+        await announce({ family, manifest, isComplete: have.count() === have.size });
+      }),
+    dropped: (artifactId) =>
+      attempt(() => server.withdraw(artifactId as SealedManifest["artifactId"])),
+  };
+}
+
+/** Null when the file is not there as it was installed: it is then not offered. */
+function installedFile(root: string, file: ManifestFile): OfferedFile | null {
+  const full = path.join(root, file.path);
+  const stat = fs.lstatSync(full, { bigint: true, throwIfNoEntry: false });
+  if (!stat?.isFile()) return null;
+  const offered = {
+    path: full,
+    size: file.size,
+    stamp: { mtimeNs: stat.mtimeNs, inode: stat.ino },
+  };
+  if (file.form === "plain") return offered;
+  const bytes = toPortable(fs.readFileSync(full), root);
+  return wholeDigest(blake3Hex(bytes)) === file.digest ? { ...offered, bytes } : null;
+}
+
+/** Its pieces are not in `have`, so that nobody is served from it. */
+function absentFile(file: ManifestFile | undefined): OfferedFile {
+  return { path: "/nonexistent", size: file?.size ?? 0, stamp: null };
+}
