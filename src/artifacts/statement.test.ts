@@ -12,6 +12,7 @@ import {
   policyOf,
   ruleOf,
 } from "../../test/support/trust.ts";
+import { canonicalJson } from "../core/canonical-json.ts";
 import { blake3Hex, chunkedDigest, wholeDigest } from "../core/digest.ts";
 import { chunkBytes } from "../core/pieces.ts";
 import { addSignature, decodeEnvelope, encodeEnvelope, signEnvelope } from "../trust/envelope.ts";
@@ -104,6 +105,10 @@ describe("statement", () => {
       digest: { blake3: first },
       annotations: { size: 3, mode: 0o755, form: "plain", chunks: [] },
     });
+  });
+
+  test("encodeStatement() writes canonical JSON", () => {
+    assert.equal(canonicalJson(JSON.parse(payload.toString())), payload.toString());
   });
 
   test("verifyStatement() allows the original and, byte for byte, what a mirror relays", () => {
