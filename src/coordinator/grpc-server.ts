@@ -4,18 +4,21 @@
 import type { DescMessage, DescMethod, MessageShape } from "@bufbuild/protobuf";
 import { Server, ServerCredentials, type UntypedServiceImplementation } from "@grpc/grpc-js";
 import { RelightError } from "../errors.ts";
+import { P2pService as P2pDescription } from "../protocol/gen/p2p_pb.ts";
 import { Coordinator } from "../protocol/gen/relight_pb.ts";
 import { channelOptions, grpcMethod } from "../protocol/grpc.ts";
+import type { P2pService } from "./p2p-service.ts";
 import type { RelightService } from "./relight-service.ts";
 import { type Handle, type RpcOptions, unary } from "./rpc.ts";
 
 export interface Services {
   readonly relight: RelightService;
+  readonly p2p: P2pService;
 }
 
 export function grpcServer(services: Services, options: RpcOptions): Server {
   const server = new Server(channelOptions);
-  const { relight } = services;
+  const { relight, p2p } = services;
   const { session, watch } = Coordinator.method;
   server.addService(
     { session: grpcMethod(session), watch: grpcMethod(watch) },
@@ -27,6 +30,11 @@ export function grpcServer(services: Services, options: RpcOptions): Server {
   addUnary(server, find, relight.find.bind(relight), options);
   addUnary(server, reportBoot, relight.reportBoot.bind(relight), options);
   addUnary(server, listBoots, relight.listBoots.bind(relight), options);
+  const { publishMetadata, listSources, getMetadata, updateStatus } = P2pDescription.method;
+  addUnary(server, publishMetadata, p2p.publishMetadata.bind(p2p), options);
+  addUnary(server, listSources, p2p.listSources.bind(p2p), options);
+  addUnary(server, getMetadata, p2p.getMetadata.bind(p2p), options);
+  addUnary(server, updateStatus, p2p.updateStatus.bind(p2p), options);
   return server;
 }
 

@@ -55,17 +55,24 @@ export type Due =
   | { readonly type: "write"; readonly head: SourceHead }
   | { readonly type: "remove" };
 
-/** What a record's deadline asks for. `heardMs`: the last word, of its session or its own. */
-export function due(head: SourceHead, heardMs: number, now: number, limits: LifecycleLimits): Due {
-  const untilMs = deadlineOf(head, heardMs, limits);
+/** When a record was last vouched for and last written, neither later than now. */
+export interface Ages {
+  /** The last word, of its session or its own; minus infinity when its session has ended. */
+  readonly heardMs: number;
+  readonly writtenMs: number;
+}
+
+/** What a record's deadline asks for. */
+export function due(head: SourceHead, ages: Ages, now: number, limits: LifecycleLimits): Due {
+  const untilMs = deadlineOf(head, ages, limits);
   if (now <= untilMs) return { type: "wait", untilMs };
   return head.status === "stale" ? { type: "remove" } : write(stale(head, "timeout", now));
 }
 
-export function deadlineOf(head: SourceHead, heardMs: number, limits: LifecycleLimits): number {
+export function deadlineOf(head: SourceHead, ages: Ages, limits: LifecycleLimits): number {
   return head.status === "stale"
-    ? head.updatedAtMs + limits.staleRetentionMs
-    : heardMs + limits.heartbeatTimeoutMs;
+    ? ages.writtenMs + limits.staleRetentionMs
+    : ages.heardMs + limits.heartbeatTimeoutMs;
 }
 
 const keep = { type: "keep" } as const;

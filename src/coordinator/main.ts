@@ -3,81 +3,190 @@
 // CLI, `relight dev` and tests. Start is complete when it resolves; stop drains and is idempotent.
 
 import { randomUUID } from "node:crypto";
+import { asRelightError, type RelightError } from "../errors.ts";
+import { openLmdbStore } from "../store/lmdb.ts";
 import { MemoryStore } from "../store/memory.ts";
 import type { Store } from "../store/store.ts";
 import { bindGrpc, closeGrpc, grpcServer } from "./grpc-server.ts";
-import { Registry, type RegistryLimits } from "./registry.ts";
+import { bindHttp, closeHttp, httpServer } from "./http.ts";
+import { createMetrics } from "./metrics.ts";
+import { P2pService } from "./p2p-service.ts";
+import { addHealth, addReflection, type Health } from "./reflection.ts";
+import { type Advanced, Registry, type RegistryLimits } from "./registry.ts";
 import { RelightService } from "./relight-service.ts";
 
+export interface Address {
+  readonly host: string;
+  /** 0 takes a free one. */
+  readonly port: number;
+}
+
+/** What the operator's log should say. */
+export type Notice =
+  | { readonly type: "advanced"; readonly advanced: Advanced }
+  | { readonly type: "not_serving"; readonly error: RelightError }
+  | { readonly type: "serving" };
+
 export interface CoordinatorOptions {
-  /** Port 0 takes a free one. */
-  readonly grpc: { readonly host: string; readonly port: number };
-  readonly store: { readonly kind: "memory" };
+  readonly grpc: Address;
+  /** Absent: no HTTP face. */
+  readonly http?: Address;
+  readonly store:
+    | { readonly kind: "memory" }
+    | { readonly kind: "lmdb"; readonly directory: string }
+    /** Opened by the caller; closed by `stop`. */
+    | { readonly kind: "open"; readonly store: Store };
   readonly limits?: Partial<RegistryLimits>;
   /** How long one call may take. */
   readonly budgetMs?: number;
+  readonly onNotice?: (notice: Notice) => void;
 }
 
 export interface Coordinator extends AsyncDisposable {
   /** host:port as bound. */
   readonly grpcAddress: string;
+  /** http://host:port as bound; null without an HTTP face. */
+  readonly httpUrl: string | null;
+  /** Calls in flight finish; sessions and watches are cut. Everything acknowledged is on disk. */
   stop(): Promise<void>;
 }
 
+/** Loopback, as the issue asks: another address is the operator's decision. */
+export const grpcAddressDefault: Address = { host: "127.0.0.1", port: 8001 };
+export const httpAddressDefault: Address = { host: "127.0.0.1", port: 8002 };
+
 const budgetMsDefault = 10_000;
+const recallMsMax = 300_000;
 const drainMs = 500;
 // With the grace of 4 s a lost session's sources are withheld within 4.25 s.
 const tickMs = 250;
 
+/**
+ * @throws RelightError `port_in_use`, or what opening the store gave: `store_corrupt`, `store_newer`,
+ * `lock_timeout`, `disk_denied`.
+ */
 export async function startCoordinator(options: CoordinatorOptions): Promise<Coordinator> {
-  const store: Store = new MemoryStore();
+  await using opened = new AsyncDisposableStack();
+  const budgetMs = options.budgetMs ?? budgetMsDefault;
+  const store = opened.use(await openStore(options.store));
   const registry = new Registry({
     store,
     clock: steadyClock(),
     newSessionId: randomUUID,
     ...(options.limits === undefined ? {} : { limits: options.limits }),
   });
-  const budgetMs = options.budgetMs ?? budgetMsDefault;
-  await registry.open(AbortSignal.timeout(60_000));
-  const server = grpcServer(
-    { relight: new RelightService(registry, { budgetMs }) },
-    { budgetMs, observe: () => {} },
+  await registry.open(AbortSignal.timeout(recallMsMax));
+  const metrics = createMetrics(registry);
+  const services = {
+    relight: new RelightService(registry, { budgetMs }),
+    p2p: new P2pService(registry),
+  };
+  const grpc = grpcServer(services, { budgetMs, observe: metrics.observe });
+  const health = addHealth(grpc);
+  addReflection(grpc);
+  const grpcPort = await bindGrpc(grpc, `${bracketed(options.grpc.host)}:${options.grpc.port}`);
+  opened.defer(() => closeGrpc(grpc, drainMs));
+  const httpUrl = await openHttp(options.http, opened, {
+    budgetMs,
+    metrics,
+    probe: (signal) => registry.probe(signal),
+  });
+  const notice = options.onNotice ?? (() => {});
+  opened.use(
+    repeat(tickMs, async () => {
+      const advanced = await registry.advance(AbortSignal.timeout(budgetMs));
+      metrics.advanced(advanced);
+      if (isWorthNotice(advanced)) notice({ type: "advanced", advanced });
+    }),
   );
-  const { host, port } = options.grpc;
-  const bound = await bindGrpc(server, `${host}:${port}`);
-  const ticking = tick(registry, budgetMs);
+  opened.use(watchHealth(registry, health, notice));
+  const running = opened.move();
   let stopped: Promise<void> | undefined;
-  const stop = async (): Promise<void> => {
-    await ticking.stop();
-    await closeGrpc(server, drainMs);
-    await store[Symbol.asyncDispose]();
+  const stop = (): Promise<void> => {
+    health.set(false);
+    stopped ??= running.disposeAsync();
+    return stopped;
   };
   return {
-    grpcAddress: `${host}:${bound}`,
-    stop: () => (stopped ??= stop()),
-    [Symbol.asyncDispose]: () => (stopped ??= stop()),
+    grpcAddress: `${bracketed(options.grpc.host)}:${grpcPort}`,
+    httpUrl,
+    stop,
+    [Symbol.asyncDispose]: stop,
   };
 }
 
-/** Unix milliseconds at start, carried on by the monotonic clock. */
+async function openStore(wanted: CoordinatorOptions["store"]): Promise<Store> {
+  switch (wanted.kind) {
+    case "memory":
+      return new MemoryStore();
+    case "lmdb":
+      return openLmdbStore(wanted.directory);
+    case "open":
+      return wanted.store;
+  }
+}
+
+async function openHttp(
+  at: Address | undefined,
+  opened: AsyncDisposableStack,
+  face: Parameters<typeof httpServer>[0],
+): Promise<string | null> {
+  if (at === undefined) return null;
+  const server = httpServer(face);
+  const port = await bindHttp(server, at);
+  opened.defer(() => closeHttp(server));
+  return `http://${bracketed(at.host)}:${port}`;
+}
+
+function bracketed(host: string): string {
+  return host.includes(":") ? `[${host}]` : host;
+}
+
+function isWorthNotice({ sessionsLost, markedStale, removed, failure }: Advanced): boolean {
+  return sessionsLost + markedStale + removed > 0 || failure !== null;
+}
+
+/** Unix milliseconds at start, carried on by the monotonic clock: a step of the wall clock ages nobody. */
 function steadyClock(): { now: () => number } {
   const base = Date.now() - performance.now();
   return { now: () => Math.floor(base + performance.now()) };
 }
 
-/** Advances the registry, one advance at a time. */
-function tick(registry: Registry, budgetMs: number): { stop: () => Promise<void> } {
-  let running: Promise<unknown> = Promise.resolve();
-  let isBusy = false;
+const probeEveryMs = 1_000;
+
+/** grpc.health.v1 says what the store says. */
+function watchHealth(
+  registry: Registry,
+  health: Health,
+  notice: (notice: Notice) => void,
+): AsyncDisposable {
+  let isServing = true;
+  return repeat(probeEveryMs, async () => {
+    const error = await failureOf(registry.probe(AbortSignal.timeout(probeEveryMs)));
+    if ((error === null) === isServing) return;
+    isServing = error === null;
+    health.set(isServing);
+    notice(error === null ? { type: "serving" } : { type: "not_serving", error });
+  });
+}
+
+function failureOf(promise: Promise<void>): Promise<RelightError | null> {
+  return promise.then(
+    () => null,
+    (error: unknown) => asRelightError(error),
+  );
+}
+
+/** Runs `act` every `everyMs`, never twice at once; disposing waits for the one in progress. */
+function repeat(everyMs: number, act: () => Promise<void>): AsyncDisposable {
+  let running: Promise<void> | undefined;
   const timer = setInterval(() => {
-    if (isBusy) return;
-    isBusy = true;
-    running = registry.advance(AbortSignal.timeout(budgetMs)).finally(() => {
-      isBusy = false;
+    running ??= act().finally(() => {
+      running = undefined;
     });
-  }, tickMs);
+  }, everyMs);
   return {
-    stop: async () => {
+    [Symbol.asyncDispose]: async () => {
       clearInterval(timer);
       await running;
     },

@@ -18,6 +18,7 @@ import {
 } from "../store/store.ts";
 import { Deadlines } from "./deadlines.ts";
 import {
+  type Ages,
   deadlineOf,
   due,
   hear,
@@ -97,6 +98,7 @@ export class Registry {
   readonly #turns = new Turns();
   readonly #watchers = new Watchers();
   readonly #cursors = new Map<string, string>();
+  #openedMs = 0;
 
   constructor(options: RegistryOptions) {
     this.limits = { ...registryDefaults, ...options.limits };
@@ -119,20 +121,19 @@ export class Registry {
    * period to come back, because while nobody listened silence proves nothing.
    */
   async open(signal: AbortSignal): Promise<void> {
+    this.#openedMs = this.#now();
     for await (const heads of this.#store.all(signal)) {
       for (const head of heads) this.#recall(head);
     }
   }
 
   #recall(head: SourceHead): void {
-    const now = this.#now();
     if (head.sessionId !== null && head.status !== "stale") {
       const known = this.#sessions.get(head.sessionId);
       const session = known ?? this.#openSession(head.sessionId, { nodeId: "", agentEndpoint: "" });
       session.sources.set(keyText(head), keyOf(head));
     }
-    // A record from the future was written before the clock was set back; it ages from now.
-    this.#file(head, Math.min(this.#heardMs(head), now));
+    this.#file(head);
   }
 
   // Sessions
@@ -252,7 +253,7 @@ export class Registry {
       const head = { ...publication, staleBy, updatedAtMs: now, publishedAtMs: now } as const;
       const replaces = before?.revision ?? null;
       if (!(await this.#store.put({ head, body, replaces, when: "flushed" }, signal))) continue;
-      this.#file(head, now);
+      this.#file(head);
       return { before, head };
     }
     throw contended(publication);
@@ -340,13 +341,13 @@ export class Registry {
     // A refresh that a power cut loses costs one heartbeat; a change of status must not be lost.
     const when = before.head.status === head.status ? "committed" : "flushed";
     if (!(await this.#store.put({ head, replaces: before.revision, when }, signal))) return false;
-    this.#file(head, this.#heardMs(head));
+    this.#file(head);
     this.#announce(before.head, head, false);
     return true;
   }
 
-  #file(head: SourceHead, heardMs: number): void {
-    this.#recordDeadlines.add(keyText(head), deadlineOf(head, heardMs, this.limits));
+  #file(head: SourceHead): void {
+    this.#recordDeadlines.add(keyText(head), deadlineOf(head, this.#agesOf(head), this.limits));
   }
 
   #announce(before: SourceHead | undefined, after: SourceHead, published: boolean): void {
@@ -484,13 +485,17 @@ export class Registry {
     return shelfOf(head) !== null && fresh;
   }
 
-  /** Minus infinity when the record's session has ended: nobody vouches for it. */
-  #heardMs(head: SourceHead): number {
-    if (head.sessionId === null) return head.updatedAtMs;
+  #agesOf(head: SourceHead): Ages {
+    // A record from the future was written before the clock was set back; it ages from the opening.
+    const writtenMs = head.updatedAtMs <= this.#now() ? head.updatedAtMs : this.#openedMs;
+    if (head.sessionId === null) return { heardMs: writtenMs, writtenMs };
     const session = this.#sessions.get(head.sessionId);
-    return session === undefined
-      ? Number.NEGATIVE_INFINITY
-      : Math.max(session.heardMs, head.updatedAtMs);
+    if (session === undefined) return { heardMs: Number.NEGATIVE_INFINITY, writtenMs };
+    return { heardMs: Math.max(session.heardMs, writtenMs), writtenMs };
+  }
+
+  #heardMs(head: SourceHead): number {
+    return this.#agesOf(head).heardMs;
   }
 
   #listed(head: SourceHead): Listed {
@@ -498,7 +503,8 @@ export class Registry {
   }
 
   #heardOrWritten(head: SourceHead): number {
-    return Math.max(this.#heardMs(head), head.updatedAtMs);
+    const { heardMs, writtenMs } = this.#agesOf(head);
+    return Math.max(heardMs, writtenMs);
   }
 
   /** A record whose session has ended is stale from that moment, though the store may not say so. */
@@ -582,7 +588,7 @@ export class Registry {
       const stored = await this.#store.get(key, signal);
       if (stored === undefined) return "gone";
       const { head } = stored;
-      const next = due(head, this.#heardMs(head), this.#now(), this.limits);
+      const next = due(head, this.#agesOf(head), this.#now(), this.limits);
       if (next.type === "wait") {
         this.#recordDeadlines.add(keyText(key), next.untilMs);
         return "wait";

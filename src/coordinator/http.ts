@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// The HTTP face: `/healthz` (the process runs), `/readyz` (the store answers), `/metrics`. Read-only.
+
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { asRelightError, RelightError } from "../errors.ts";
+
+export interface HttpFace {
+  /** Rejects when the coordinator can not serve now. */
+  readonly probe: (signal: AbortSignal) => Promise<void>;
+  readonly metrics: { readonly contentType: string; readonly text: () => Promise<string> };
+  readonly budgetMs: number;
+}
+
+const connectionsMax = 256;
+const headersMsMax = 5_000;
+
+export function httpServer(face: HttpFace): Server {
+  const server = createServer((request, response) => {
+    answer(face, request, response).catch((error: unknown) => {
+      const { code, message, facts } = asRelightError(error);
+      send(response, facts.http, { code, message });
+    });
+  });
+  server.maxConnections = connectionsMax;
+  server.headersTimeout = headersMsMax;
+  server.requestTimeout = headersMsMax;
+  return server;
+}
+
+async function answer(
+  face: HttpFace,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
+  if (request.method !== "GET" && request.method !== "HEAD") {
+    response.setHeader("allow", "GET, HEAD");
+    send(response, 405, { code: "request_invalid", message: "Cannot answer: wanted GET" });
+    return;
+  }
+  const [path] = (request.url ?? "").split("?");
+  switch (path) {
+    case "/healthz":
+      return send(response, 200, { status: "ok" });
+    case "/readyz":
+      await face.probe(AbortSignal.timeout(face.budgetMs));
+      return send(response, 200, { status: "ready" });
+    case "/metrics":
+      response.setHeader("content-type", face.metrics.contentType);
+      response.end(await face.metrics.text());
+      return;
+    default:
+      throw new RelightError(
+        "not_found",
+        "Cannot answer: no such page; try /healthz, /readyz or /metrics",
+      );
+  }
+}
+
+function send(
+  response: ServerResponse,
+  status: number,
+  body: Readonly<Record<string, string>>,
+): void {
+  response.writeHead(status, { "content-type": "application/json", "cache-control": "no-store" });
+  response.end(`${JSON.stringify(body)}\n`);
+}
+
+/** The port as bound. @throws RelightError `port_in_use`. */
+export function bindHttp(
+  server: Server,
+  at: { readonly host: string; readonly port: number },
+): Promise<number> {
+  return new Promise((resolve, reject) => {
+    server.once("error", (cause) => {
+      const message = `Cannot listen on ${at.host}:${at.port}: ${cause.message}`;
+      reject(new RelightError("port_in_use", message, { cause }));
+    });
+    server.listen(at.port, at.host, () => {
+      const bound = server.address();
+      resolve(typeof bound === "object" && bound !== null ? bound.port : at.port);
+    });
+  });
+}
+
+export function closeHttp(server: Server): Promise<void> {
+  return new Promise((resolve) => {
+    server.close(() => resolve());
+    server.closeAllConnections();
+  });
+}
