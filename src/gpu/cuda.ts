@@ -4,6 +4,7 @@
 
 import { Worker } from "node:worker_threads";
 import { RelightError } from "../errors.ts";
+import { workerUrl } from "../platform/worker-url.ts";
 import type { CudaCore } from "./cuda-core.ts";
 import type { Answer, Operation, Request } from "./cuda-worker.ts";
 import type {
@@ -157,8 +158,7 @@ export class CudaDriver implements GpuDriver {
   }
 
   #start(): Worker {
-    const extension = import.meta.url.endsWith(".ts") ? "ts" : "js";
-    const worker = new Worker(new URL(`./cuda-worker.${extension}`, import.meta.url));
+    const worker = new Worker(workerUrl(new URL("./cuda-worker.ts", import.meta.url)));
     worker.on("message", (answer: Answer) => this.#settle(answer));
     worker.on("error", (cause) => this.#fail(cause));
     worker.on("exit", (code) => this.#fail(new Error(`The GPU thread ended with ${code}`)));

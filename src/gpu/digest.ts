@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// Digests of byte ranges of GPU memory, by our kernel. It owns the kernel's scratch memory and the
+// layout of its arguments; what the ranges mean is the caller's. The bits: digest-reference.ts.
+
+import { assert, RelightError } from "../errors.ts";
+import { abi, structBytes, writeStruct } from "./abi.ts";
+import { formatDigest } from "./digest-reference.ts";
+import {
+  at,
+  type Command,
+  type ContextHandle,
+  type DevicePtr,
+  type GpuDriver,
+  type GpuMemory,
+  type KernelHandle,
+  type ModuleHandle,
+  type StreamHandle,
+  type Wait,
+} from "./driver.ts";
+
+export interface DigestSegment {
+  readonly address: DevicePtr;
+  /** At least 1: a range without bytes has no digest of its own. */
+  readonly bytes: number;
+}
+
+const threads = 256;
+const blocksPerMultiprocessor = 4;
+const segmentBytes = structBytes("RelightDigestSegment");
+const digestBytes = 16;
+
+/** Bound to one context and used for one stream at a time. */
+export class GpuDigester implements AsyncDisposable {
+  readonly segmentCountMax: number;
+  readonly #driver: GpuDriver;
+  readonly #module: ModuleHandle;
+  readonly #sum: KernelHandle;
+  readonly #finish: KernelHandle;
+  readonly #scratch: GpuMemory;
+  readonly #blocks: number;
+
+  private constructor(fields: {
+    driver: GpuDriver;
+    module: ModuleHandle;
+    sum: KernelHandle;
+    finish: KernelHandle;
+    scratch: GpuMemory;
+    blocks: number;
+    segmentCountMax: number;
+  }) {
+    this.#driver = fields.driver;
+    this.#module = fields.module;
+    this.#sum = fields.sum;
+    this.#finish = fields.finish;
+    this.#scratch = fields.scratch;
+    this.#blocks = fields.blocks;
+    this.segmentCountMax = fields.segmentCountMax;
+  }
+
+  /**
+   * @param image the module with `relight_digest` and `relight_digest_finish`.
+   * @throws device_unsupported, device_memory
+   */
+  static async open(
+    driver: GpuDriver,
+    context: { readonly handle: ContextHandle; readonly multiprocessorCount: number },
+    options: { readonly image: Uint8Array; readonly segmentCountMax: number },
+  ): Promise<GpuDigester> {
+    const { segmentCountMax } = options;
+    const module = await driver.loadModule(context.handle, options.image);
+    const scratchBytes = segmentCountMax * (segmentBytes + digestBytes);
+    return new GpuDigester({
+      driver,
+      module,
+      sum: await driver.kernel(module, "relight_digest", 0),
+      finish: await driver.kernel(module, "relight_digest_finish", 0),
+      scratch: await driver.allocate(context.handle, { bytes: scratchBytes, sharing: "private" }),
+      blocks: blocksPerMultiprocessor * context.multiprocessorCount,
+      segmentCountMax,
+    });
+  }
+
+  /**
+   * Commands that digest the segments into places `first`, `first + 1` … of the results. Commands of
+   * several calls may be in flight as long as their places differ.
+   */
+  commands(
+    segments: readonly DigestSegment[],
+    { seed, first }: { readonly seed: bigint; readonly first: number },
+  ): Command[] {
+    if (segments.length === 0) return [];
+    if (first + segments.length > this.segmentCountMax) {
+      throw new RelightError(
+        "request_invalid",
+        `Cannot digest ${first + segments.length} segments: at most ${this.segmentCountMax}`,
+      );
+    }
+    const { table, chunkCount } = tableOf(segments);
+    const tableAt = at(this.#scratch.address, first * segmentBytes);
+    const out = this.#outAt(first);
+    const args = Buffer.alloc(structBytes("RelightDigestArgs"));
+    const values = {
+      segments: tableAt,
+      out,
+      seed,
+      chunk_count: BigInt(chunkCount),
+      segment_count: BigInt(segments.length),
+      reserved: 0n,
+    };
+    writeStruct("RelightDigestArgs", values, { bytes: args, offset: 0 });
+    const blocks = Math.min(this.#blocks, chunkCount);
+    return [
+      { do: "upload", to: tableAt, bytes: table },
+      { do: "fill", to: out, byte: 0, bytes: segments.length * digestBytes },
+      launch(this.#sum, blocks, args),
+      launch(this.#finish, Math.ceil(segments.length / threads), args),
+    ];
+  }
+
+  /**
+   * The digests in places `first` … once the stream is done: 32 hex characters each, the low word
+   * before the high one.
+   */
+  async results(
+    stream: StreamHandle,
+    places: { readonly first: number; readonly count: number },
+    wait: Wait,
+  ): Promise<string[]> {
+    const from = { address: this.#outAt(places.first), bytes: places.count * digestBytes };
+    const bytes = Buffer.from(await this.#driver.read(stream, from, wait));
+    return Array.from({ length: places.count }, (_, index) =>
+      formatDigest({
+        low: bytes.readBigUInt64LE(index * digestBytes),
+        high: bytes.readBigUInt64LE(index * digestBytes + 8),
+      }),
+    );
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#driver.close(this.#scratch.id);
+    await this.#driver.close(this.#module);
+  }
+
+  #outAt(place: number): DevicePtr {
+    return at(this.#scratch.address, this.segmentCountMax * segmentBytes + place * digestBytes);
+  }
+}
+
+function tableOf(segments: readonly DigestSegment[]): { table: Buffer; chunkCount: number } {
+  const table = Buffer.alloc(segments.length * segmentBytes);
+  let chunkCount = 0;
+  segments.forEach(({ address, bytes }, index) => {
+    assert(bytes > 0, "a digest segment has bytes");
+    const values = { address, bytes: BigInt(bytes), first_chunk: BigInt(chunkCount) };
+    writeStruct("RelightDigestSegment", values, { bytes: table, offset: index * segmentBytes });
+    chunkCount += Math.ceil(bytes / abi.constants.RELIGHT_DIGEST_CHUNK);
+  });
+  return { table, chunkCount };
+}
+
+function launch(kernel: KernelHandle, blocks: number, args: Buffer): Command {
+  return {
+    do: "launch",
+    kernel,
+    grid: [blocks, 1, 1],
+    block: [threads, 1, 1],
+    sharedBytes: 0,
+    cooperative: false,
+    params: [{ struct: args }],
+  };
+}
