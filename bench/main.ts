@@ -29,6 +29,8 @@ interface Benchmark {
   readonly run: (emit: Emit) => Promise<void>;
 }
 
+const head = ["name", "value", "unit", "baseline", "ratio"];
+
 if (import.meta.main) await main(process.argv.slice(2));
 
 async function main(words: readonly string[]): Promise<void> {
@@ -68,8 +70,6 @@ async function measure(name: string, options: { readonly isJson: boolean }): Pro
   if (!options.isJson) console.log(formatTable([head, ...lines.map(cells)]));
   return lines;
 }
-
-const head = ["name", "value", "unit", "baseline", "ratio"];
 
 function cells(line: Line): string[] {
   return [line.name, shown(line.value), line.unit, shown(line.baseline), shown(line.ratio)];
