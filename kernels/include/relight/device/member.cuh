@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who takes part, how one waits for a peer, and what happens when it does not answer.
+// Every wait ends: by the cell, by the host's mask, by a peer's suspicion, or by the deadline.
+#pragma once
+
+#include <relight/device/layout.cuh>
+
+namespace relight::ep {
+
+enum class Wait : uint32_t { kReady, kMasked, kTimedOut };
+
+__device__ __forceinline__ uint32_t unmasked(const State* s) {
+    return ptx::load_relaxed_system(&s->active) & ~ptx::load_relaxed_system(&s->suspect);
+}
+
+// Ranks that take part in the view's epoch, by the block's snapshot: the same answer in every warp.
+// Called by whole warps, lane = slot.
+__device__ inline uint32_t participants(const View& view) {
+    const State* s = view.state;
+    const uint32_t slot = threadIdx.x & 31;
+    const bool in = slot < s->ranks_max && s->window[slot] != 0 && s->on_at[slot] <= view.epoch &&
+                    view.epoch < s->off_at[slot];
+    return __ballot_sync(0xffffffffu, in) & s->active & ~s->suspect;
+}
+
+// Records a fault, suspects the peer, and tells everyone, so that one detector stops all waiters.
+__device__ __noinline__ void suspect(State* s, uint32_t peer, uint32_t phase, uint64_t epoch,
+                                     uint64_t wanted, uint64_t seen) {
+    const uint32_t bit = 1u << peer;
+    const uint32_t before = atomicOr(&s->suspect, bit);
+    if (before & bit) return;
+    const uint64_t count = atomicAdd(reinterpret_cast<unsigned long long*>(&s->fault.count), 1ull) + 1;
+    s->fault.epoch = epoch;
+    s->fault.phase = phase;
+    s->fault.peer = peer;
+    s->fault.wanted = wanted;
+    s->fault.seen = seen;
+    auto* record = reinterpret_cast<RelightEpHostRecord*>(s->host_record);
+    if (record != nullptr) {
+        record->fault = s->fault;
+        ptx::store_release_system(&record->fault.count, count);
+    }
+    const uint32_t mine = 1u << s->rank;
+    for (uint32_t slot = 0; slot < s->ranks_max; slot++) {
+        if ((s->active >> slot & 1) == 0 || slot == s->rank || s->window[slot] == 0) continue;
+        Line* line = reinterpret_cast<Line*>(s->window[slot]) + s->rank;
+        const uint32_t all = (before | bit) & ~mine;
+        ptx::store_relaxed_system(&line->suspects, (epoch & 0xffffffffu) << 32 | all);
+    }
+}
+
+// What active peers suspect in this epoch or later. `changed` mixes all words, to notice news.
+__device__ inline uint32_t rumours(const State* s, uint64_t epoch, uint64_t* changed) {
+    uint32_t all = 0;
+    uint64_t mixed = 0;
+    const uint32_t trusted = unmasked(s) & ~(1u << s->rank);
+    const Line* lines = reinterpret_cast<const Line*>(s->window[s->rank]);
+    for (uint32_t slot = 0; slot < s->ranks_max; slot++) {
+        if ((trusted >> slot & 1) == 0) continue;
+        const uint64_t word = ptx::load_relaxed_system(&lines[slot].suspects);
+        mixed = mixed * 31 + word;
+        const int32_t age = static_cast<int32_t>(uint32_t(word >> 32) - uint32_t(epoch));
+        if (word != 0 && age >= 0) all |= uint32_t(word);
+    }
+    *changed = mixed;
+    return all & ~(1u << s->rank);
+}
+
+// Waits until `cell`, in our own window, holds `wanted` (or, with kAtLeast, a later epoch of the same
+// incarnation). One thread. On kReady, what the peer wrote before is visible to this thread.
+template <bool kAtLeast = false>
+__device__ inline Wait await(State* s, const uint64_t* cell, uint64_t wanted, uint32_t peer,
+                             uint32_t phase, uint64_t epoch) {
+    uint64_t deadline = 0, news = 0;
+    for (uint32_t polls = 1;; polls++) {
+        const uint64_t seen = ptx::load_relaxed_system(cell);
+        const bool later =
+            kAtLeast && (seen & 0xffffu) == (wanted & 0xffffu) && (seen >> 16) >= (wanted >> 16);
+        if (seen == wanted || later) {
+            ptx::load_acquire_system(cell);
+            return Wait::kReady;
+        }
+        if (polls % 32 != 0) continue;
+        if ((unmasked(s) >> peer & 1) == 0) return Wait::kMasked;
+        if (polls % 128 != 0) continue;
+        uint64_t news_now;
+        const uint32_t heard = rumours(s, epoch, &news_now);
+        if (heard >> peer & 1) {
+            suspect(s, peer, phase, epoch, wanted, seen);
+            return Wait::kMasked;
+        }
+        const uint64_t now = ptx::now_ns();
+        // A peer that has just found a fault is late because of it: it gets a whole time-out again.
+        if (deadline == 0 || news_now != news) {
+            deadline = now + ptx::load_relaxed_system(&s->timeout_ns);
+            news = news_now;
+        }
+        if (now > deadline) {
+            suspect(s, peer, phase, epoch, wanted, seen);
+            return Wait::kTimedOut;
+        }
+    }
+}
+
+// Entry and exit of a launch. Only the last block to leave writes the epochs, so every block of the
+// launch has read the old ones.
+__device__ inline void trace_begin(State* s) {
+    if (s->trace != 0 && threadIdx.x == 0)
+        atomicMin(reinterpret_cast<unsigned long long*>(&s->trace_start), ptx::now_ns());
+}
+
+// Called by one thread of the last block.
+__device__ inline void trace_end(State* s) {
+    if (s->trace == 0) return;
+    auto* ring = reinterpret_cast<uint64_t*>(s->trace);
+    const uint64_t at = s->trace_count % s->trace_entries;
+    ring[2 * at] = s->trace_start;
+    ring[2 * at + 1] = ptx::now_ns();
+    s->trace_count += 1;
+    s->trace_start = ~0ull;
+}
+
+// True in one thread of the launch: all other blocks are past their last access to the state.
+__device__ inline bool leave_last(State* s) {
+    __syncthreads();
+    if (threadIdx.x != 0) return false;
+    if (ptx::add_acq_rel_gpu(&s->blocks_left, 1) != gridDim.x - 1) return false;
+    s->blocks_left = 0;
+    return true;
+}
+
+__device__ inline void publish(RelightEpResult* here, RelightEpResult* host, uint64_t epoch,
+                               uint32_t used, uint32_t failed) {
+    here->used = used;
+    here->failed = failed;
+    here->epoch = epoch;
+    if (host == nullptr) return;
+    host->used = used;
+    host->failed = failed;
+    ptx::store_release_system(&host->epoch, epoch);
+}
+
+__device__ __forceinline__ RelightEpHostRecord* host_record(const State* s) {
+    return reinterpret_cast<RelightEpHostRecord*>(s->host_record);
+}
+
+}  // namespace relight::ep
