@@ -142,6 +142,8 @@ const backoff = {
   "grpc.initial_reconnect_backoff_ms": 100,
   "grpc.max_reconnect_backoff_ms": 1_000,
 };
+// Otherwise a new client inherits the back-off of an older one of the process and fails without trying.
+const ownConnections = { "grpc.use_local_subchannel_pool": 1 };
 
 class GrpcCoordinatorClient implements CoordinatorClient {
   readonly #client: Client;
@@ -150,7 +152,7 @@ class GrpcCoordinatorClient implements CoordinatorClient {
 
   constructor(options: ConnectOptions) {
     this.#options = options;
-    const channel = { ...channelOptions, ...keepalive, ...backoff };
+    const channel = { ...channelOptions, ...keepalive, ...backoff, ...ownConnections };
     this.#client = new Client(options.address, credentials.createInsecure(), channel);
   }
 

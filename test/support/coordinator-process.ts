@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// A program: a coordinator on an LMDB directory, as a process that a test can kill. Prints one JSON line
+// with its addresses, and stops on SIGTERM.
+
+import { startCoordinator } from "../../src/coordinator/main.ts";
+
+const [directory = "", port = "0"] = process.argv.slice(2);
+const coordinator = await startCoordinator({
+  grpc: { host: "127.0.0.1", port: Number(port) },
+  http: { host: "127.0.0.1", port: 0 },
+  store: { kind: "lmdb", directory },
+});
+process.once("SIGTERM", () => void coordinator.stop());
+console.log(JSON.stringify({ grpc: coordinator.grpcAddress, http: coordinator.httpUrl }));
