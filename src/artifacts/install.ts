@@ -101,7 +101,13 @@ export function installStaged(options: {
     family: manifest.family,
     installedAtMs: nowMs,
     sources: [...options.sources],
-    files: files.map(({ path: name, size }) => ({ path: name, size, mtimeMs })),
+    files: files.map(({ path: name, form, size, digest }) => ({
+      path: name,
+      form,
+      size,
+      digest,
+      mtimeMs,
+    })),
   };
   writeJournal(root, { stagingName: path.basename(staging.tree), receipt });
   return finish(root, staging.tree, receipt);

@@ -6,6 +6,7 @@
 import fs from "node:fs";
 import path from "node:path";
 import { z } from "zod";
+import { isDigest } from "../core/digest.ts";
 import { MiB } from "../core/units.ts";
 import { type Code, codes, RelightError } from "../errors.ts";
 import { listNames, readSmall, writeWhole } from "../platform/files.ts";
@@ -21,7 +22,16 @@ const receiptShape = z.strictObject({
   installedAtMs: z.int(),
   sources: z.array(z.string()),
   /** What was placed, with the modification time it was given (ms): the proof of a hit compares with it. */
-  files: z.array(z.strictObject({ path: relativePath, size: z.int(), mtimeMs: z.number() })),
+  files: z.array(
+    z.strictObject({
+      path: relativePath,
+      /** Of the form that travelled, as are size and digest. */
+      form: z.enum(["plain", "rooted"]),
+      size: z.int(),
+      digest: z.string().refine(isDigest),
+      mtimeMs: z.number(),
+    }),
+  ),
 });
 const markerShape = z.strictObject({
   code: z.string().refine((code): code is Code => code in codes),
