@@ -1,7 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
-import { alice, authorityOf, day, hour, leafOf, now } from "../../test/support/trust.ts";
+import { AsnConvert, OctetString } from "@peculiar/asn1-schema";
+import {
+  AlgorithmIdentifier,
+  type Certificate as CertificateSchema,
+  Extension,
+  id_ce_keyUsage,
+  KeyUsage,
+  KeyUsageFlags,
+} from "@peculiar/asn1-x509";
+import { alice, authorityOf, day, hour, leafOf, now, reissued } from "../../test/support/trust.ts";
 import { readCertificate, readCertificatesPem, writeCertificatePem } from "./certificate.ts";
 import { type Purpose, validateChain } from "./chain.ts";
 import { generateKey, signerFrom } from "./keys.ts";
@@ -95,6 +104,70 @@ describe("certificate chain", () => {
     const last = leaf.length - 1;
     leaf[last] = (leaf[last] ?? 0) ^ 1;
     refused([leaf], /no pinned authority/);
+  });
+
+  const oddities: [string, RegExp, (certificate: CertificateSchema) => void][] = [
+    [
+      "a critical extension that nobody here understands",
+      /not understood/,
+      ({ tbsCertificate }) => {
+        tbsCertificate.extensions?.push(
+          new Extension({ extnID: "2.5.29.30", critical: true, extnValue: new OctetString(2) }),
+        );
+      },
+    ],
+    [
+      "an extension twice",
+      /repeats an extension|not X.509/,
+      ({ tbsCertificate: { extensions } }) => {
+        const [first] = extensions ?? [];
+        if (first) extensions?.push(first);
+      },
+    ],
+    [
+      "a key usage that forbids signing",
+      /forbids signing/,
+      ({ tbsCertificate: { extensions } }) => {
+        const usage = extensions?.find(({ extnID }) => extnID === id_ce_keyUsage);
+        if (usage)
+          usage.extnValue = new OctetString(
+            AsnConvert.serialize(new KeyUsage(KeyUsageFlags.keyAgreement)),
+          );
+      },
+    ],
+    [
+      "a signature over SHA-1",
+      /signed by algorithm 1.2.840.10045.4.1/,
+      (certificate) => {
+        const weak = new AlgorithmIdentifier({ algorithm: "1.2.840.10045.4.1" });
+        certificate.signatureAlgorithm = weak;
+        certificate.tbsCertificate.signature = weak;
+      },
+    ],
+    [
+      "two signature algorithms",
+      /two signature algorithms/,
+      ({ tbsCertificate }) => {
+        tbsCertificate.signature = new AlgorithmIdentifier({ algorithm: "1.3.101.112" });
+      },
+    ],
+  ];
+  for (const [what, message, change] of oddities) {
+    test(`validateChain() refuses a leaf with ${what}`, () => {
+      refused([reissued(fleet, leafOf(fleet, alice), change)], message);
+    });
+  }
+
+  test("validateChain() refuses a below-root authority whose key usage forbids issuing", () => {
+    const der = reissued(fleet, below.certificate.der, ({ tbsCertificate: { extensions } }) => {
+      const usage = extensions?.find(({ extnID }) => extnID === id_ce_keyUsage);
+      if (usage)
+        usage.extnValue = new OctetString(
+          AsnConvert.serialize(new KeyUsage(KeyUsageFlags.cRLSign)),
+        );
+    });
+    const lesser = { ...below, certificate: readCertificate(der) };
+    refused([leafOf(lesser, alice), der], /forbids issuing|no pinned authority/);
   });
 
   test("readCertificate() refuses bytes after the certificate and too many bytes", () => {

@@ -2,7 +2,9 @@
 // Builders for tests of trust: keys made once, and documents whose every field has a default, so that a
 // test states only what it is about.
 
-import { randomBytes } from "node:crypto";
+import { randomBytes, sign } from "node:crypto";
+import { AsnConvert } from "@peculiar/asn1-schema";
+import { Certificate } from "@peculiar/asn1-x509";
 import type { Hex32 } from "../../src/core/digest.ts";
 import {
   type Authority,
@@ -57,6 +59,23 @@ export function ruleOf(changes: Partial<PolicyDocument["rules"][number]> = {}) {
     threshold: 1,
     ...changes,
   };
+}
+
+/** A certificate with something changed that the authority would never issue, signed by it all the same. */
+export function reissued(
+  issuer: Authority,
+  der: Buffer,
+  change: (certificate: Certificate) => void,
+): Buffer {
+  const certificate = AsnConvert.parse(der, Certificate);
+  change(certificate);
+  const signed = sign(
+    "sha256",
+    Buffer.from(AsnConvert.serialize(certificate.tbsCertificate)),
+    issuer.privateKey,
+  );
+  certificate.signatureValue = new Uint8Array(signed).buffer;
+  return Buffer.from(AsnConvert.serialize(certificate));
 }
 
 export const artifactId = "a".repeat(64) as Hex32;
