@@ -3,6 +3,7 @@
 
 import { Worker } from "node:worker_threads";
 import { type Code, type Details, RelightError } from "../errors.ts";
+import { workerUrl } from "../platform/worker-url.ts";
 import type { Cache } from "./families.ts";
 import type { Seal } from "./seal.ts";
 
@@ -27,8 +28,9 @@ export interface Sealer extends AsyncDisposable {
 }
 
 export function startSealer(): Sealer {
-  const ending = import.meta.url.endsWith(".ts") ? "ts" : "js";
-  const worker = new Worker(new URL(`./seal-worker.${ending}`, import.meta.url), { name: "seal" });
+  const worker = new Worker(workerUrl(new URL("./seal-worker.ts", import.meta.url)), {
+    name: "seal",
+  });
   worker.unref();
   const waiting = new Map<number, PromiseWithResolvers<Seal | null>>();
   let lastId = 0;

@@ -4,6 +4,7 @@
 
 import { Worker } from "node:worker_threads";
 import { type Code, type Details, RelightError } from "../errors.ts";
+import { workerUrl } from "../platform/worker-url.ts";
 
 export interface PlainError {
   readonly code: Code;
@@ -13,8 +14,7 @@ export interface PlainError {
 
 /** `name` without its ending, beside this file. */
 export function startWorker(name: string, workerData: unknown): Worker {
-  const ending = import.meta.url.endsWith(".ts") ? "ts" : "js";
-  return new Worker(new URL(`./${name}.${ending}`, import.meta.url), { workerData, name });
+  return new Worker(workerUrl(new URL(`./${name}.ts`, import.meta.url)), { workerData, name });
 }
 
 export function toPlainError(error: RelightError): PlainError {
