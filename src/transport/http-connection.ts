@@ -4,6 +4,7 @@
 // (docs/adr), and memory that no source can make grow. Deadlines are checked from outside.
 
 import net from "node:net";
+import { KiB } from "../core/units.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import { errnoOf } from "../platform/node-errors.ts";
 import { parseHead, type ResponseHead } from "./http-head.ts";
@@ -27,10 +28,10 @@ interface Exchange {
   bodyLeft: number;
 }
 
-/** A read beyond this gains nothing and pushes warm bytes out of the cache. */
-const readBytesMax = 1024 * 1024;
-/** Below this, reading to the exact end of a part costs more calls than moving its rest would. */
-const exactReadBytesMin = 256 * 1024;
+/** What was read is hashed next: it should still lie in a core's own cache. */
+const readBytesMax = 512 * KiB;
+/** Parts this long are read to their exact end, so that their rest need not be moved. */
+const exactReadBytesMin = 256 * KiB;
 
 export class Connection {
   readonly endpoint: string;
@@ -153,7 +154,8 @@ export class Connection {
     const free = this.#buffer.length - this.#end;
     if (free === 0 || this.#buffer.length - this.#start < wanted) this.#moveToFront();
     const missing = wanted - (this.#end - this.#start);
-    const limit = missing >= exactReadBytesMin ? Math.min(missing, readBytesMax) : readBytesMax;
+    const isExact = wanted >= exactReadBytesMin && missing > 0;
+    const limit = isExact ? Math.min(missing, readBytesMax) : readBytesMax;
     return this.#buffer.subarray(this.#end, Math.min(this.#end + limit, this.#buffer.length));
   }
 

@@ -6,7 +6,7 @@ import { RelightError } from "../errors.ts";
 import type { BodySink } from "./http-connection.ts";
 import { frameBytes, readFrame } from "./http-frame.ts";
 import type { ResponseHead } from "./http-head.ts";
-import { acceptPiece, type StagedPiece } from "./staged-piece.ts";
+import { IncomingPiece, type StagedPiece } from "./staged-piece.ts";
 
 /** Gathers a body of at most `bytesMax`. Memory grows with what has arrived, not with what is announced. */
 export class GatherSink implements BodySink {
@@ -54,6 +54,7 @@ export class PieceSink implements BodySink {
   readonly refused: number[] = [];
   #next = 0;
   #partBytes = frameBytes;
+  #incoming: IncomingPiece | null = null;
 
   constructor(wanted: readonly StagedPiece[], onVerified: (piece: StagedPiece) => void) {
     this.#wanted = wanted;
@@ -101,15 +102,19 @@ export class PieceSink implements BodySink {
     const isFitting = frame.length === wanted.length || (frame.isRefused && frame.length === 0);
     if (!isFitting) refuse(`piece ${frame.piece} has ${frame.length} bytes, want ${wanted.length}`);
     const partBytes = frameBytes + frame.length;
+    const incoming = frame.isRefused ? null : (this.#incoming ?? new IncomingPiece(wanted));
     if (bytes.length < partBytes) {
       this.#partBytes = partBytes;
+      this.#incoming = incoming;
+      incoming?.arrived(bytes.subarray(frameBytes));
       return 0;
     }
     this.#next++;
-    if (frame.isRefused) {
+    this.#incoming = null;
+    if (incoming === null) {
       this.refused.push(frame.piece);
     } else {
-      acceptPiece(bytes.subarray(frameBytes, partBytes), wanted);
+      incoming.accept(bytes.subarray(frameBytes, partBytes));
       this.#onVerified(wanted);
     }
     return partBytes;

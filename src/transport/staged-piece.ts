@@ -4,7 +4,9 @@
 
 import fs from "node:fs";
 import path from "node:path";
-import { blake3Hex, type Hex32 } from "../core/digest.ts";
+import { Blake3Hasher } from "@napi-rs/blake-hash";
+import type { Hex32 } from "../core/digest.ts";
+import { KiB } from "../core/units.ts";
 import { RelightError } from "../errors.ts";
 import { errnoOf, fromNodeError } from "../platform/node-errors.ts";
 
@@ -21,20 +23,49 @@ export interface StagedPiece {
 
 const { O_WRONLY, O_CREAT, O_TRUNC, O_NOFOLLOW } = fs.constants;
 
-/** @throws RelightError `digest_mismatch`, before anything is written, or a `disk_` code. */
-export function acceptPiece(bytes: Buffer, want: StagedPiece): void {
-  const got = blake3Hex(bytes);
-  if (got !== want.digest) {
-    throw new RelightError(
-      "digest_mismatch",
-      `Cannot accept piece ${want.piece}: digest is ${got}, manifest says ${want.digest}`,
-      { details: { piece: want.piece } },
-    );
+/** Below this, handing a part to the hash costs more than the hash. */
+const hashBytesMin = 128 * KiB;
+
+/**
+ * One piece on its way in. It is hashed as its bytes arrive, while they are still in the processor's
+ * cache, and written when the digest is the promised one.
+ */
+export class IncomingPiece {
+  readonly #want: StagedPiece;
+  readonly #hasher = new Blake3Hasher();
+  #hashed = 0;
+
+  constructor(want: StagedPiece) {
+    this.#want = want;
   }
-  try {
-    writePiece(bytes, want);
-  } catch (error) {
-    throw fromNodeError(error, `write "${want.path}"`);
+
+  /** `bytes` begins where the piece begins and may be longer than the last time. */
+  arrived(bytes: Buffer): void {
+    if (bytes.length - this.#hashed >= hashBytesMin) this.#hash(bytes);
+  }
+
+  /** All of it is there. @throws RelightError `digest_mismatch`, before anything is written, or a `disk_` code. */
+  accept(bytes: Buffer): void {
+    this.#hash(bytes);
+    const want = this.#want;
+    const got = this.#hasher.digest("hex");
+    if (got !== want.digest) {
+      throw new RelightError(
+        "digest_mismatch",
+        `Cannot accept piece ${want.piece}: digest is ${got}, manifest says ${want.digest}`,
+        { details: { piece: want.piece } },
+      );
+    }
+    try {
+      writePiece(bytes, want);
+    } catch (error) {
+      throw fromNodeError(error, `write "${want.path}"`);
+    }
+  }
+
+  #hash(bytes: Buffer): void {
+    if (bytes.length > this.#hashed) this.#hasher.update(bytes.subarray(this.#hashed));
+    this.#hashed = bytes.length;
   }
 }
 

@@ -156,7 +156,7 @@ export const serverLimits: ServerLimits = {
   readerSilenceMsMax: 20_000,
   piecesPerRequestMax: 4_096,
   bytesPerRequestMax: 256 * MiB,
-  bufferBytes: MiB,
+  bufferBytes: 512 * KiB,
   retryAfterMs: 1_000,
 };
 
