@@ -1,24 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
 // `relight coordinator`: runs until it is told to stop.
 
-import { startCoordinator } from "../coordinator/main.ts";
+import type { Config } from "../config/schema.ts";
+import { type CoordinatorOptions, type Notice, startCoordinator } from "../coordinator/main.ts";
+import type { Log } from "../observe/log.ts";
 import { defineCommand } from "./command.ts";
 
 export const command = defineCommand({
   settings: ["coordinator", "state", "log"],
-  run: async ({ config, output, signal }) => {
+  run: async ({ config, output, log, signal }) => {
     await using coordinator = await startCoordinator({
       grpc: config["coordinator.listen"],
-      store: { kind: "memory" },
+      http: config["coordinator.http_listen"],
+      store: storeOf(config),
+      limits: {
+        heartbeatTimeoutMs: config["coordinator.stale_after"],
+        staleRetentionMs: config["coordinator.remove_after"],
+        sessionGraceMs: config["coordinator.session_grace"],
+      },
+      onNotice: (notice) => logNotice(log, notice),
     });
-    output.result(
-      { grpc: coordinator.grpcAddress },
-      () => `coordinator: gRPC on ${coordinator.grpcAddress}`,
+    const { grpcAddress, httpUrl } = coordinator;
+    const store = config["coordinator.store"];
+    output.result({ grpc: grpcAddress, http: httpUrl, store }, () =>
+      [`gRPC on ${grpcAddress}`, `HTTP on ${httpUrl ?? "-"}`, `store: ${store}`].join("\n"),
     );
-    await new Promise<void>((resolve) => {
-      if (signal.aborted) resolve();
-      signal.addEventListener("abort", () => resolve(), { once: true });
-    });
+    await untilAborted(signal);
     return 0;
   },
 });
+
+function storeOf(config: Config): CoordinatorOptions["store"] {
+  return config["coordinator.store"] === "memory"
+    ? { kind: "memory" }
+    : { kind: "lmdb", directory: config["coordinator.store_dir"] };
+}
+
+function logNotice(log: Log, notice: Notice): void {
+  if (notice.type === "serving") log.info("store_answers");
+  if (notice.type !== "not_serving") return;
+  const { code, message } = notice.error;
+  log.error("failure", { code, message });
+}
+
+function untilAborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    signal.addEventListener("abort", () => resolve(), { once: true });
+  });
+}

@@ -13,6 +13,7 @@ export const events = {
   file_changed:
     "A published file is no longer what was sealed; its pieces are refused until it is sealed again.",
   failure: "An operation failed; `code` and `message` say how.",
+  store_answers: "The coordinator's store answers again.",
 } as const satisfies Record<string, string>;
 
 export type EventName = keyof typeof events;

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+// The caches of one replica, from nothing known to published: who the replica is, which caches it has,
+// what peers have of them, and afterwards what it can give. Used by `relight run` around an engine and
+// by `relight agent` and `relight artifact` without one.
+
+import { type Cache, chooseCaches } from "../artifacts/families.ts";
+import type { Environment, Facts } from "../artifacts/family.ts";
+import { countHits, unitsOf } from "../artifacts/hits.ts";
+import { compileConfigDigest, frameworkOf, identityOf, mergeFacts } from "../artifacts/identity.ts";
+import { readReceipts } from "../artifacts/receipt.ts";
+import { listCache } from "../artifacts/seal.ts";
+import type { Sealer } from "../artifacts/sealer.ts";
+import { count, formatBytes } from "../core/units.ts";
+import { asRelightError, RelightError } from "../errors.ts";
+import type { Log } from "../observe/log.ts";
+import type { Clock } from "../platform/clock.ts";
+import { startDeadline } from "../platform/deadline.ts";
+import type { PieceFetcher, PieceServer } from "../transport/transport.ts";
+import type { CacheRecord, Ledger } from "./ledger.ts";
+import type { Narrator } from "./narrator.ts";
+import type { NodeLink } from "./node-link.ts";
+import { probeFacts } from "./probe.ts";
+import { Publisher } from "./publisher.ts";
+import { createRelay, noRelay } from "./relay.ts";
+import { type Candidate, recoverCache, warmCache } from "./warm.ts";
+
+/** Beyond this a first publication goes out without what still settles; the delta brings it. */
+const settleMsMax = 15_000;
+
+export interface CacheSettings {
+  /** Facts that the user gave; empty ones are unknown. */
+  readonly facts: Partial<Record<keyof Facts, string>>;
+  readonly extraIdentity: Readonly<Record<string, string>>;
+  readonly families: readonly string[];
+  readonly customCaches: readonly { name: string; folder: string }[];
+  readonly python: string;
+  readonly isPublishing: boolean;
+  /** From the start until the caches are as warm as they get. */
+  readonly budgetMs: number;
+  readonly discoverMsMax: number;
+  readonly fetchMsMax: number;
+  readonly settleMs: number;
+  readonly deltaIntervalMs: number;
+}
+
+export interface CacheParts {
+  readonly link: NodeLink;
+  readonly server: PieceServer;
+  readonly fetcher: PieceFetcher;
+  readonly sealer: Sealer;
+  readonly clock: Clock;
+  readonly random: () => number;
+  readonly log: Log;
+  readonly narrator: Narrator;
+}
+
+interface CacheState {
+  readonly cache: Cache;
+  readonly record: CacheRecord;
+  readonly publisher: Publisher;
+  /** Units in the cache before the engine ran. */
+  readonly before: ReadonlySet<string>;
+}
+
+export class ReplicaCaches {
+  readonly #command: readonly string[];
+  readonly #env: Environment;
+  readonly #settings: CacheSettings;
+  readonly #parts: CacheParts;
+  readonly #ledger: Ledger;
+  #states: CacheState[] = [];
+
+  /** @param command the engine's, empty when there is none */
+  constructor(
+    engine: { command: readonly string[]; env: Environment },
+    options: { settings: CacheSettings; parts: CacheParts; ledger: Ledger },
+  ) {
+    this.#command = engine.command;
+    this.#env = engine.env;
+    this.#settings = options.settings;
+    this.#parts = options.parts;
+    this.#ledger = options.ledger;
+  }
+
+  /**
+   * Learns who the replica is and, with `isInstalling`, installs what peers have, all within the
+   * budget. What goes wrong is in the ledger, not thrown. @throws RelightError `config_invalid`.
+   */
+  async prepare(isInstalling: boolean): Promise<void> {
+    const ledger = this.#ledger;
+    using budget = startDeadline("warming the caches", this.#settings.budgetMs);
+    try {
+      const facts = await ledger.phase("identify", () => this.#identify(budget.signal));
+      this.#choose(facts);
+      if (isInstalling) await this.#warmAll(budget.signal);
+    } catch (thrown) {
+      if (thrown instanceof RelightError && thrown.code === "config_invalid") throw thrown;
+      ledger.cold(ledger.record, thrown);
+      for (const { record } of this.#states)
+        if (record.state === "cold") ledger.cold(record, thrown);
+    }
+    if (isInstalling) this.#sayOutcome();
+  }
+
+  /** Publishes now and again whatever is new, until `stop`. One failing cache does not hold up another. */
+  async publishUntil(stop: AbortSignal, onFirst: () => Promise<void>): Promise<void> {
+    const { clock, narrator } = this.#parts;
+    const { deltaIntervalMs, settleMs } = this.#settings;
+    const phase = this.#ledger.startPhase("publish");
+    const firstUntilMs = clock.monotonicMs() + settleMsMax;
+    let isFirst = true;
+    while (!stop.aborted) {
+      for (const { publisher } of this.#states) await publisher.look(stop);
+      const isSettling = this.#states.some(({ publisher }) => publisher.isSettling);
+      if (!isFirst || !isSettling || clock.monotonicMs() >= firstUntilMs) {
+        for (const state of this.#states) await this.#publish(state);
+        if (isFirst) {
+          phase.endMs = this.#ledger.elapsedMs();
+          if (this.#states.every(({ record }) => record.published === null))
+            narrator.say("nothing to publish: the caches are empty");
+          await onFirst();
+        }
+        isFirst = false;
+      }
+      await clock.sleep(isFirst ? Math.max(settleMs / 2, 100) : deltaIntervalMs, stop);
+    }
+  }
+
+  /** What became of the installed files, into the ledger. */
+  countHits(): void {
+    for (const { cache, record, before } of this.#states) {
+      const receipts = readReceipts(cache.root, (error) => this.#warn(error));
+      record.hits = countHits({
+        root: cache.root,
+        family: cache.family,
+        receipts,
+        before,
+        now: listCache(cache),
+      });
+    }
+  }
+
+  async #identify(signal: AbortSignal): Promise<Facts> {
+    const { facts, python, discoverMsMax } = this.#settings;
+    using deadline = startDeadline("the probe", discoverMsMax, signal);
+    const framework = frameworkOf(this.#command);
+    const own = {
+      framework,
+      compile_config: compileConfigDigest(this.#command, this.#env),
+      machine: machine(),
+    };
+    if (this.#command.length === 0 && python === "") return mergeFacts(own, facts);
+    try {
+      const probed = await probeFacts({
+        command: this.#command,
+        python,
+        framework,
+        env: this.#env,
+        signal: deadline.signal,
+      });
+      return mergeFacts(own, probed.facts, facts);
+    } catch (thrown) {
+      this.#warn(thrown);
+      return mergeFacts(own, facts);
+    }
+  }
+
+  #choose(facts: Facts): void {
+    const { families, customCaches, extraIdentity, settleMs } = this.#settings;
+    const { link, sealer, server, clock, narrator } = this.#parts;
+    link.identify(facts, extraIdentity);
+    link.start();
+    const caches = chooseCaches({ env: this.#env, facts, named: families, custom: customCaches });
+    if (caches.length === 0)
+      narrator.say("no cache to exchange: name one with --cache NAME=DIR or --families");
+    const unknown = caches.flatMap(({ family }) => identityOf(family, facts, {}).unknown);
+    this.#ledger.record.unknownFacts = [...new Set(unknown)];
+    this.#states = caches.map((cache) => ({
+      cache,
+      record: this.#ledger.cache(cache.family.name, cache.root),
+      publisher: new Publisher(cache, { sealer, server, announce: link.announce, clock, settleMs }),
+      before: unitsOf(cache.family, listCache(cache)),
+    }));
+  }
+
+  async #warmAll(signal: AbortSignal): Promise<void> {
+    const { clock } = this.#parts;
+    const discovered = this.#ledger.phase("discover", () => this.#discover(signal));
+    const found = await discovered.catch(async (thrown: unknown) => {
+      // Also when nobody can be asked: what an earlier crash left behind must not stay.
+      for (const { cache } of this.#states) await recoverCache(cache, clock, signal);
+      throw thrown;
+    });
+    using deadline = startDeadline("fetching", this.#settings.fetchMsMax, signal);
+    await Promise.all(
+      this.#states.map((state, index) => this.#warmOne(state, found[index] ?? [], deadline.signal)),
+    );
+  }
+
+  async #discover(signal: AbortSignal): Promise<Candidate[][]> {
+    using deadline = startDeadline("asking the coordinator", this.#settings.discoverMsMax, signal);
+    const families = this.#states.map(({ cache }) => cache.family);
+    const found = await this.#parts.link.find(families, deadline.signal);
+    return found.map((sources) =>
+      sources.flatMap(({ artifact, endpoints, complete }) =>
+        endpoints.slice(0, 1).map((endpoint) => ({
+          artifactId: artifact.artifactId,
+          endpoint,
+          totalBytes: artifact.totalBytes,
+          isComplete: complete,
+        })),
+      ),
+    );
+  }
+
+  async #warmOne(
+    state: CacheState,
+    candidates: readonly Candidate[],
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { fetcher, server, link, clock, random, log, narrator } = this.#parts;
+    const { cache, record } = state;
+    try {
+      if (candidates.length === 0) {
+        await recoverCache(cache, clock, signal);
+        throw new RelightError(
+          "no_source",
+          `No ready source has "${cache.family.name}" for this identity`,
+        );
+      }
+      await warmCache({
+        cache,
+        candidates,
+        fetcher,
+        relay: this.#settings.isPublishing
+          ? createRelay({ server, announce: link.announce, log })
+          : noRelay,
+        ledger: this.#ledger,
+        record,
+        clock,
+        random,
+        onProgress: ({ family, done, total, bytes }) =>
+          narrator.transfer({ family, piecesDone: done, piecesTotal: total, bytesDone: bytes }),
+        signal,
+      });
+    } catch (thrown) {
+      this.#ledger.cold(record, thrown);
+      if (record.fetched > 0) record.state = "installed";
+      log.debug("cold_start", {
+        family: cache.family.name,
+        code: record.code ?? "internal",
+        message: record.reason ?? "",
+      });
+    }
+  }
+
+  async #publish({ cache, record, publisher }: CacheState): Promise<void> {
+    try {
+      const publication = await publisher.publish();
+      if (publication === null) return;
+      const { artifactId, files, bytes, added } = publication;
+      const isDelta = record.published !== null;
+      record.published = { artifactId, files, bytes };
+      const what = isDelta
+        ? count(added, "new file")
+        : `${count(files, "file")}, ${formatBytes(bytes)}`;
+      this.#parts.narrator.say(`published ${cache.family.name}: ${what}`);
+    } catch (thrown) {
+      this.#warn(thrown);
+    }
+  }
+
+  #sayOutcome(): void {
+    const { record } = this.#ledger;
+    const { narrator } = this.#parts;
+    for (const cache of record.caches) narrator.say(outcomeText(cache));
+    if (record.caches.length === 0 && record.code !== null)
+      narrator.say(`cold: ${record.code}: ${record.reason}`);
+  }
+
+  #warn(thrown: unknown): void {
+    const { code, message } = asRelightError(thrown);
+    this.#parts.log.warn("failure", { code, message });
+  }
+}
+
+function outcomeText(cache: CacheRecord): string {
+  const { family, state, fetched, fetchedBytes, alreadyThere, code, reason, sources } = cache;
+  const used = sources.filter((source) => source.pieces > 0).length;
+  if (state === "installed")
+    return `warm: ${family}: ${count(fetched, "file")}, ${formatBytes(fetchedBytes)} from ${count(used, "source")}`;
+  if (state === "present")
+    return `warm: ${family}: ${count(alreadyThere, "file")} were here already`;
+  return `cold: ${family}: ${code}: ${reason}`;
+}
+
+/** As Python's platform.machine() says it, so that a probe that failed changes nothing. */
+function machine(): string {
+  return process.arch === "x64" ? "x86_64" : process.arch === "arm64" ? "aarch64" : process.arch;
+}
