@@ -5,12 +5,12 @@
 
 import fs from "node:fs";
 import path from "node:path";
-import { Blake3Hasher } from "@napi-rs/blake-hash";
-import { blake3Hex, chunkedDigest, type Hex32, wholeDigest } from "../core/digest.ts";
+import { blake3Hex, wholeDigest } from "../core/digest.ts";
 import { chunkBytes } from "../core/pieces.ts";
 import { RelightError } from "../errors.ts";
 import { errnoOf, fromNodeError } from "../platform/node-errors.ts";
 import type { Family } from "./family.ts";
+import { hashHandle } from "./hash-file.ts";
 import {
   encodeManifest,
   type ManifestFile,
@@ -162,7 +162,7 @@ function readFile(
       throw new RelightError("structure_invalid", "larger than a manifest may hold");
     const content = options.family.isRooted(relative)
       ? readRooted(handle, Number(before.size), options.root)
-      : hashFile(handle, Number(before.size), buffer);
+      : hashPlain(handle, Number(before.size), buffer);
     const after = fs.fstatSync(handle, { bigint: true });
     const stamp = { diskSize: Number(before.size), mtimeNs: before.mtimeNs, inode: before.ino };
     if (content === null || !isSameStamp(stamp, after)) return "changed";
@@ -197,34 +197,9 @@ function readRooted(handle: number, size: number, root: string): Content {
   };
 }
 
-/** Null when the file was cut short while it was read. */
-function hashFile(handle: number, size: number, buffer: Buffer): Content | null {
-  const chunks: Hex32[] = [];
-  for (let offset = 0; offset < size || chunks.length === 0; offset += chunkBytes) {
-    const wanted = Math.min(chunkBytes, size - offset);
-    const read = readExactly(handle, buffer, { offset, length: wanted });
-    if (read !== wanted) return null;
-    chunks.push(new Blake3Hasher().update(buffer.subarray(0, wanted)).digest("hex") as Hex32);
-  }
-  const [first] = chunks;
-  if (chunks.length === 1 && first !== undefined) {
-    return { entry: { size, form: "plain", digest: wholeDigest(first), chunks: [] } };
-  }
-  return { entry: { size, form: "plain", digest: chunkedDigest(chunks), chunks } };
-}
-
-function readExactly(
-  handle: number,
-  buffer: Buffer,
-  range: { offset: number; length: number },
-): number {
-  let done = 0;
-  while (done < range.length) {
-    const read = fs.readSync(handle, buffer, done, range.length - done, range.offset + done);
-    if (read === 0) break;
-    done += read;
-  }
-  return done;
+function hashPlain(handle: number, size: number, buffer: Buffer): Content | null {
+  const hashed = hashHandle(handle, size, buffer);
+  return hashed === null ? null : { entry: { size, form: "plain", ...hashed } };
 }
 
 function isSameStamp(

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Digests of files on disk, one chunk in memory at a time.
+
+import fs from "node:fs";
+import { blake3Hex, chunkedDigest, type Digest, type Hex32, wholeDigest } from "../core/digest.ts";
+import { chunkBytes } from "../core/pieces.ts";
+
+export interface HashedFile {
+  readonly digest: Digest;
+  /** Empty for a file of one chunk. */
+  readonly chunks: readonly Hex32[];
+}
+
+/**
+ * The digest of the first `size` bytes; null when the file is shorter: it was cut while it was read.
+ * @param buffer at least a chunk long; overwritten
+ */
+export function hashHandle(handle: number, size: number, buffer: Buffer): HashedFile | null {
+  const chunks: Hex32[] = [];
+  for (let offset = 0; offset < size || chunks.length === 0; offset += chunkBytes) {
+    const length = Math.min(chunkBytes, size - offset);
+    if (readExactly(handle, buffer, { offset, length }) !== length) return null;
+    chunks.push(blake3Hex(buffer.subarray(0, length)));
+  }
+  const [first] = chunks;
+  if (chunks.length === 1 && first !== undefined) return { digest: wholeDigest(first), chunks: [] };
+  return { digest: chunkedDigest(chunks), chunks };
+}
+
+/** The digest of a whole file; null when it changed its length meanwhile. A link is not followed. */
+export function hashPath(file: string): HashedFile | null {
+  const handle = fs.openSync(file, fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW);
+  try {
+    return hashHandle(handle, fs.fstatSync(handle).size, Buffer.allocUnsafe(chunkBytes));
+  } finally {
+    fs.closeSync(handle);
+  }
+}
+
+function readExactly(
+  handle: number,
+  buffer: Buffer,
+  range: { offset: number; length: number },
+): number {
+  let done = 0;
+  while (done < range.length) {
+    const read = fs.readSync(handle, buffer, done, range.length - done, range.offset + done);
+    if (read === 0) break;
+    done += read;
+  }
+  return done;
+}
