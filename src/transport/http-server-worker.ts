@@ -10,7 +10,6 @@ import { parseRanges } from "../core/pieces.ts";
 import { asRelightError, assert, type Code, codes, RelightError } from "../errors.ts";
 import { fromNodeError } from "../platform/node-errors.ts";
 import { BufferPool } from "./buffer-pool.ts";
-import { ServedArtifact } from "./http-offers.ts";
 import { bodyBytes, Pump, type Segment } from "./http-pump.ts";
 import { type ByteSpan, parseByteRange, parseRoute, type Route } from "./http-route.ts";
 import {
@@ -20,6 +19,7 @@ import {
   type ToServer,
 } from "./http-server-messages.ts";
 import { openOffered } from "./offered-file.ts";
+import { ServedArtifact } from "./served-artifact.ts";
 import { toPlainError } from "./worker.ts";
 
 assert(parentPort !== null, "the piece server runs as a worker thread");
