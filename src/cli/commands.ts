@@ -26,6 +26,38 @@ export const commands: Readonly<Record<string, CommandEntry>> = {
     summary: "Say in sentences why a start was cold or slow.",
     load: () => import("./boot-why.ts"),
   },
+  "artifact list": {
+    summary: "List this node's caches: what lies in them and what came from peers.",
+    load: () => import("./artifact-list.ts"),
+  },
+  "artifact show": {
+    summary: "Show every file of a cache that would be sealed, and what is left out.",
+    load: () => import("./artifact-show.ts"),
+  },
+  "artifact publish": {
+    summary: "Offer this node's caches as they are until stopped.",
+    load: () => import("./artifact-publish.ts"),
+  },
+  "artifact fetch": {
+    summary: "Install what peers have for this node's caches, and end.",
+    load: () => import("./artifact-fetch.ts"),
+  },
+  "artifact verify": {
+    summary: "Read every installed file anew and compare it with its receipt.",
+    load: () => import("./artifact-verify.ts"),
+  },
+  "source list": {
+    summary: "List what the coordinator offers.",
+    load: () => import("./source-list.ts"),
+  },
+  agent: {
+    summary: "Take this node's caches from peers and offer them until stopped.",
+    load: () => import("./agent.ts"),
+  },
+  dev: {
+    summary: "Run a coordinator and an agent in one process, to try Relight on one machine.",
+    load: () => import("./dev.ts"),
+  },
   coordinator: {
     summary: "Run the service that knows who has what.",
     load: () => import("./coordinator.ts"),
