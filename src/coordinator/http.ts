@@ -3,6 +3,7 @@
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { asRelightError, RelightError } from "../errors.ts";
+import { storeBudget } from "./budget.ts";
 
 export interface HttpFace {
   /** Rejects when the coordinator can not serve now. */
@@ -41,9 +42,11 @@ async function answer(
   switch (path) {
     case "/healthz":
       return send(response, 200, { status: "ok" });
-    case "/readyz":
-      await face.probe(AbortSignal.timeout(face.budgetMs));
+    case "/readyz": {
+      using budget = storeBudget(face.budgetMs);
+      await face.probe(budget.signal);
       return send(response, 200, { status: "ready" });
+    }
     case "/metrics":
       response.setHeader("content-type", face.metrics.contentType);
       response.end(await face.metrics.text());

@@ -7,6 +7,7 @@ import { asRelightError, type RelightError } from "../errors.ts";
 import { openLmdbStore } from "../store/lmdb.ts";
 import { MemoryStore } from "../store/memory.ts";
 import type { Store } from "../store/store.ts";
+import { storeBudget } from "./budget.ts";
 import { bindGrpc, closeGrpc, grpcServer } from "./grpc-server.ts";
 import { bindHttp, closeHttp, httpServer } from "./http.ts";
 import { createMetrics } from "./metrics.ts";
@@ -75,7 +76,8 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
     newSessionId: randomUUID,
     ...(options.limits === undefined ? {} : { limits: options.limits }),
   });
-  await registry.open(AbortSignal.timeout(recallMsMax));
+  using recall = storeBudget(recallMsMax);
+  await registry.open(recall.signal);
   const metrics = createMetrics(registry);
   const services = {
     relight: new RelightService(registry, { budgetMs }),
@@ -94,7 +96,8 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
   const notice = options.onNotice ?? (() => {});
   opened.use(
     repeat(tickMs, async () => {
-      const advanced = await registry.advance(AbortSignal.timeout(budgetMs));
+      using budget = storeBudget(budgetMs);
+      const advanced = await registry.advance(budget.signal);
       metrics.advanced(advanced);
       if (isWorthNotice(advanced)) notice({ type: "advanced", advanced });
     }),
@@ -162,7 +165,8 @@ function watchHealth(
 ): AsyncDisposable {
   let isServing = true;
   return repeat(probeEveryMs, async () => {
-    const error = await failureOf(registry.probe(AbortSignal.timeout(probeEveryMs)));
+    using budget = storeBudget(probeEveryMs);
+    const error = await failureOf(registry.probe(budget.signal));
     if ((error === null) === isServing) return;
     isServing = error === null;
     health.set(isServing);

@@ -43,6 +43,7 @@ import {
 import { limits } from "../protocol/limits.ts";
 import { sourceIdOf } from "../protocol/source-id.ts";
 import type { Boot, SourceHead } from "../store/store.ts";
+import { storeBudget } from "./budget.ts";
 import { headOf } from "./p2p-messages.ts";
 import type { Registry } from "./registry.ts";
 import { asStatus } from "./rpc.ts";
@@ -181,30 +182,36 @@ export class RelightService {
   }
 
   #goodbye(call: ServerDuplexStream<SessionRequest, SessionEvent>, sessionId: string): void {
-    const done = this.#registry.goodbye(sessionId, AbortSignal.timeout(this.#budgetMs));
-    done.then(
-      () => call.end(),
-      (error: unknown) => call.emit("error", asStatus(asRelightError(error))),
-    );
+    const budget = storeBudget(this.#budgetMs);
+    this.#registry
+      .goodbye(sessionId, budget.signal)
+      .finally(() => budget[Symbol.dispose]())
+      .then(
+        () => call.end(),
+        (error: unknown) => call.emit("error", asStatus(asRelightError(error))),
+      );
   }
 
   /** Snapshot, marker, then changes in order. */
   watch(call: ServerWritableStream<WatchRequest, WatchEvent>): void {
-    const controller = new AbortController();
+    const budget = storeBudget(this.#budgetMs);
     const backlog: SourceEvent[] = [];
-    let isLive = false;
+    let state: "snapshot" | "live" | "ended" = "snapshot";
     let unwatch = ignore;
     const stop = (): void => {
+      state = "ended";
       unwatch();
-      controller.abort(new RelightError("cancelled", "The watch has ended"));
+      budget[Symbol.dispose]();
+      budget.abort(new RelightError("cancelled", "The watch has ended"));
     };
     const fail = (error: unknown): void => {
+      if (state === "ended") return;
       stop();
       call.emit("error", asStatus(asRelightError(error)));
     };
     const tell = (event: SourceEvent): void => {
       if (backlog.length + call.writableLength >= watchBacklogMax) fail(tooSlow());
-      else if (isLive) call.write(this.#watchMessage(event));
+      else if (state === "live") call.write(this.#watchMessage(event));
       else backlog.push(event);
     };
     call.on("cancelled", stop);
@@ -215,12 +222,14 @@ export class RelightService {
       );
       unwatch = this.#registry.watch(sourceIds, tell);
       for (const sourceId of new Set(sourceIds)) {
-        for await (const heads of this.#registry.offers(sourceId, controller.signal)) {
+        for await (const heads of this.#registry.offers(sourceId, budget.signal)) {
           for (const head of heads) call.write(this.#watchMessage({ type: "added", head }));
         }
       }
+      if (state === "ended") return;
+      budget[Symbol.dispose]();
       call.write(create(WatchEventSchema, { kind: { case: "snapshotDone", value: {} } }));
-      isLive = true;
+      state = "live";
       for (const event of backlog.splice(0)) call.write(this.#watchMessage(event));
     };
     run().catch(fail);

@@ -5,12 +5,12 @@
 import {
   type handleUnaryCall,
   Metadata,
-  type ServerUnaryCall,
   type ServiceError,
   type StatusObject,
 } from "@grpc/grpc-js";
 import { asRelightError, RelightError } from "../errors.ts";
 import { codeTrailer, grpcStatus } from "../protocol/grpc.ts";
+import { storeBudget } from "./budget.ts";
 
 export type Handle<Request, Response> = (
   request: Request,
@@ -33,12 +33,15 @@ export function unary<Request, Response>(
 ): handleUnaryCall<Request, Response> {
   return (call, callback) => {
     const startedMs = performance.now();
-    const scope = callScope(call, options.budgetMs);
+    const budget = storeBudget(options.budgetMs);
+    const cancel = (): void => budget.abort(new RelightError("cancelled", "The caller hung up"));
+    call.on("cancelled", cancel);
     const finish = (error: RelightError | null): void => {
-      scope.close();
+      budget[Symbol.dispose]();
+      call.off("cancelled", cancel);
       options.observe({ method, ms: performance.now() - startedMs, error });
     };
-    handle(call.request, scope.signal).then(
+    handle(call.request, budget.signal).then(
       (response) => {
         finish(null);
         callback(null, response);
@@ -50,31 +53,6 @@ export function unary<Request, Response>(
       },
     );
   };
-}
-
-function callScope<Request, Response>(
-  call: ServerUnaryCall<Request, Response>,
-  budgetMs: number,
-): { signal: AbortSignal; close: () => void } {
-  const controller = new AbortController();
-  const cancel = (): void => controller.abort(new RelightError("cancelled", "The caller hung up"));
-  const timer = setTimeout(() => controller.abort(overBudget(budgetMs)), budgetMs);
-  call.on("cancelled", cancel);
-  return {
-    signal: controller.signal,
-    close: () => {
-      clearTimeout(timer);
-      call.off("cancelled", cancel);
-    },
-  };
-}
-
-/** A store that takes longer than the budget has not answered: that is not an empty answer. */
-function overBudget(budgetMs: number): RelightError {
-  return new RelightError(
-    "store_unavailable",
-    `Cannot answer: no reply of the store in ${budgetMs} ms`,
-  );
 }
 
 export function asStatus(error: RelightError): ServiceError & StatusObject {
