@@ -135,7 +135,7 @@ export class NodeLink implements AsyncDisposable {
       } catch (thrown) {
         if (signal.aborted) return;
         const { code, message } = asRelightError(thrown);
-        if (!isSaid) log.warn("failure", { code, message });
+        if (!isSaid) log.info("failure", { code, message });
         isSaid = true;
         await clock.sleep(retryMs, signal).catch(() => {});
       }

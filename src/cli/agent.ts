@@ -9,6 +9,7 @@ import { terminalNarrator } from "./narrate.ts";
 
 export const command = defineCommand({
   settings: ["agent", "run", "coordinator", "state", "log"],
+  shortGroups: ["agent", "run"],
   run: async ({ config, environment, output, log, signal }) => {
     const agent = agentSettings(config);
     const bound = log.with({ node: agent.nodeId });

@@ -8,7 +8,12 @@ import { flagTargets, leadingWords, readArguments } from "./args.ts";
 import { defineCommand } from "./command.ts";
 import { commands } from "./commands.ts";
 
-const run = defineCommand({ settings: ["run", "agent"], takesWords: true, run: async () => 0 });
+const run = defineCommand({
+  settings: ["run", "agent"],
+  shortGroups: ["run"],
+  takesWords: true,
+  run: async () => 0,
+});
 const list = defineCommand({
   flags: {
     rows_max: integer({ fallback: "10", min: 1, max: 99, about: "Rows." }),
@@ -29,7 +34,7 @@ const problemsOf = (read: ReturnType<typeof readRun>) =>
   read.problems.map((one) => `${one.subject}: ${one.message}`);
 
 describe("readArguments()", () => {
-  test("takes a setting with and without the prefix of the command's own group", () => {
+  test("takes a setting with and without the prefix of a short group", () => {
     const long = readRun("--run-model=M", "--", "cmd");
     const short = readRun("--model", "M", "--", "cmd");
     assert.deepEqual(long.settings, [{ key: "run.model", name: "--run-model", texts: ["M"] }]);

@@ -102,12 +102,13 @@ export function flagTargets(of: {
     targets.set(`--${key.replaceAll("_", "-")}`, { setting, kind: "own", key });
   }
   const groups: readonly string[] = of.command.settings;
+  const shortGroups: readonly string[] = of.command.shortGroups;
   for (const [key, setting] of Object.entries(schema)) {
     const group = key.slice(0, key.indexOf("."));
     if (!groups.includes(group)) continue;
     const target: Target = { setting, kind: "setting", key };
     targets.set(flagName(key), target);
-    if (group === of.name.split(" ")[0]) targets.set(shortFlagName(key), target);
+    if (shortGroups.includes(group)) targets.set(shortFlagName(key), target);
   }
   return targets;
 }

@@ -11,6 +11,7 @@ import { formatTable } from "./output.ts";
 
 export const command = defineCommand({
   settings: ["run", "agent", "coordinator", "state", "log"],
+  shortGroups: ["run"],
   run: async ({ config, environment, output, log }) => {
     const agent = agentSettings(config);
     await using opened = await openAgent(agent, log);

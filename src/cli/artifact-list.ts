@@ -10,6 +10,7 @@ import { formatTable } from "./output.ts";
 
 export const command = defineCommand({
   settings: ["run", "state"],
+  shortGroups: ["run"],
   run: async ({ config, environment, output }) => {
     const rows = findCaches(environment, runSettings(config)).map((cache) => {
       const { seal, receipts } = readCache(cache, (error) => output.failure(error));

@@ -9,6 +9,7 @@ import { terminalNarrator } from "./narrate.ts";
 
 export const command = defineCommand({
   settings: ["run", "agent", "coordinator", "state", "log"],
+  shortGroups: ["run"],
   run: async ({ config, environment, output, log, signal }) => {
     const agent = agentSettings(config);
     await using opened = await openAgent(agent, log);

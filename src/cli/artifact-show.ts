@@ -9,6 +9,7 @@ import { formatTable } from "./output.ts";
 
 export const command = defineCommand({
   settings: ["run", "state"],
+  shortGroups: ["run"],
   operands: [{ name: "FAMILY", about: "Its name, as `relight artifact list` shows it." }],
   run: async ({ config, environment, output, operands }) => {
     const cache = findCaches(environment, runSettings(config)).find(

@@ -11,6 +11,7 @@ import { formatTable } from "./output.ts";
 
 export const command = defineCommand({
   settings: ["run", "state"],
+  shortGroups: ["run"],
   run: async ({ config, environment, output }) => {
     const rows = findCaches(environment, runSettings(config)).flatMap(({ family, root }) =>
       readReceipts(root, (error) => output.failure(error)).flatMap((receipt) =>

@@ -38,10 +38,11 @@ export interface Context<Own extends Flags = Flags> {
 
 export interface Command<Own extends Flags = Flags> {
   /**
-   * Groups of settings that are flags here. Those of the group that the command's first word names
-   * are known without their prefix too. File and environment are read whole by every command.
+   * Groups of settings that are flags here. File and environment are read whole by every command.
    */
   readonly settings: readonly Group[];
+  /** Groups among them whose flags are known without their prefix too; `run` for `relight run`. */
+  readonly shortGroups: readonly Group[];
   /** Names in snake_case; `rows_max` is `--rows-max`. */
   readonly flags: Own;
   readonly operands: readonly Operand[];
@@ -58,7 +59,13 @@ export function defineCommand<const Own extends Flags>(
   given: Pick<Command<Own>, "run"> & Partial<Omit<Command<Own>, "run">>,
 ): Command {
   const flags = given.flags ?? {};
-  const defaults = { settings: [], operands: [], takesWords: false, handlesSignals: false };
+  const defaults = {
+    settings: [],
+    shortGroups: [],
+    operands: [],
+    takesWords: false,
+    handlesSignals: false,
+  };
   // Arguments are read by the table `flags`, so that the context has exactly its types.
   return { ...defaults, ...given, flags, run: (context) => given.run(context as Context<Own>) };
 }

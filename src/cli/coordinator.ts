@@ -8,6 +8,7 @@ import { defineCommand } from "./command.ts";
 
 export const command = defineCommand({
   settings: ["coordinator", "state", "log"],
+  shortGroups: ["coordinator"],
   run: async ({ config, output, log, signal }) => {
     await using coordinator = await startCoordinator({
       grpc: config["coordinator.listen"],

@@ -11,6 +11,7 @@ import { terminalNarrator } from "./narrate.ts";
 
 export const command = defineCommand({
   settings: ["coordinator", "agent", "run", "state", "log"],
+  shortGroups: ["coordinator", "run"],
   run: async ({ config, environment, output, log, signal }) => {
     await using coordinator = await startCoordinator({
       grpc: config["coordinator.listen"],

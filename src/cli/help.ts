@@ -43,7 +43,9 @@ export function commandHelp(of: {
       command.operands.map((one) => [`  ${one.name}`, one.about]),
     ),
     section("Flags", ownFlagRows({ ...command.flags, ...commonFlags })),
-    ...command.settings.map((group) => section(`Settings [${group}]`, settingRows(group, name))),
+    ...command.settings.map((group) =>
+      section(`Settings [${group}]`, settingRows(group, command.shortGroups.includes(group))),
+    ),
   ];
   return sections.filter((text) => text !== "").join("\n\n");
 }
@@ -61,8 +63,7 @@ function ownFlagRows(flags: Readonly<Record<string, Setting<unknown>>>): string[
   ]);
 }
 
-function settingRows(group: string, commandName: string): string[][] {
-  const isShort = commandName.split(" ")[0] === group;
+function settingRows(group: string, isShort: boolean): string[][] {
   const about = new Map(describeTable(schema).map((row) => [row.key, row]));
   return Object.entries(schema)
     .filter(([key]) => key.startsWith(`${group}.`))

@@ -9,6 +9,7 @@ import { terminalNarrator } from "./narrate.ts";
 
 export const command = defineCommand({
   settings: ["run", "agent", "coordinator", "state", "log"],
+  shortGroups: ["run"],
   takesWords: true,
   handlesSignals: true,
   run: async ({ config, words, environment, output, log }) => {

@@ -9,6 +9,7 @@ import { formatTable } from "./output.ts";
 
 export const command = defineCommand({
   settings: ["coordinator", "agent"],
+  shortGroups: ["coordinator"],
   flags: {
     status: choice(["ready", "initializing", "stale", "any"], {
       fallback: "ready",
