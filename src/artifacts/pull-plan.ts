@@ -8,12 +8,14 @@
 
 import type { Bits } from "./bits.ts";
 import type { PullEffect } from "./pull-events.ts";
+import { canSearchOn, isHungry, planSearch } from "./pull-search.ts";
 import { assignPiece, type Batch, lengthOf, type Pull, type Source } from "./pull-state.ts";
 
 export function planPull(pull: Pull, nowMs: number, effects: PullEffect[]): void {
   while (assignNext(pull, nowMs, effects));
   stealSlowest(pull, nowMs, effects);
   askForHave(pull, nowMs, effects);
+  planSearch(pull, nowMs, effects);
   if (isHopeless(pull, nowMs)) {
     pull.outcome = { type: "failed", code: "sources_exhausted", message: complaint(pull) };
     return;
@@ -26,7 +28,7 @@ function assignNext(pull: Pull, nowMs: number, effects: PullEffect[]): boolean {
   if (pull.missing.isEmpty || pull.batches.size >= pull.settings.lanesMax) return false;
   for (const source of readySources(pull, nowMs)) {
     const candidates = candidatesOf(pull, source);
-    if (candidates.isEmpty || isTooSlow(pull, source)) continue;
+    if (candidates.isEmpty || isTooSlow(pull, source, nowMs)) continue;
     effects.push(assign(pull, { source, candidates, nowMs }));
     return true;
   }
@@ -65,17 +67,20 @@ function candidatesOf(pull: Pull, source: Source): Bits {
 }
 
 /** Whether the others would have brought everything before this source brought one piece. */
-function isTooSlow(pull: Pull, source: Source): boolean {
+function isTooSlow(pull: Pull, source: Source, nowMs: number): boolean {
   if (source.bytesPerMs === null) return false;
   let othersBytesPerMs = 0;
   for (const other of pull.sources.values()) {
-    if (other !== source && other.lanes > 0) {
-      othersBytesPerMs += (other.bytesPerMs ?? 0) * other.lanes;
-    }
+    if (other === source || !isUsable(other, nowMs) || !hasAllMissing(pull, other)) continue;
+    othersBytesPerMs += (other.bytesPerMs ?? 0) * Math.max(1, other.lanes);
   }
   if (othersBytesPerMs === 0) return false;
   const pieceBytes = pull.bytesLeft / pull.piecesLeft;
   return pieceBytes / source.bytesPerMs > pull.bytesLeft / othersBytesPerMs;
+}
+
+function hasAllMissing(pull: Pull, { have }: Source): boolean {
+  return have === null || pull.missing.without(have).isEmpty;
 }
 
 function assign(
@@ -128,9 +133,14 @@ function stealSlowest(pull: Pull, nowMs: number, effects: PullEffect[]): void {
     .filter((batch) => !batch.isCancelled && nowMs - batch.startedMs >= pull.settings.stealMsMin)
     .sort((left, right) => msLeft(right, nowMs) - msLeft(left, nowMs));
   if (slowest === undefined || !hasFasterSource(pull, slowest, nowMs)) return;
+  const { backoffMsMin, backoffMsMax } = pull.settings;
   slowest.isCancelled = true;
   const source = pull.sources.get(slowest.endpoint);
-  if (source !== undefined) source.stolen++;
+  if (source !== undefined) {
+    source.stolen++;
+    // Or it would be given the same pieces again as soon as they are free.
+    source.blockedUntilMs = nowMs + Math.min(backoffMsMin * 2 ** source.stolen, backoffMsMax);
+  }
   effects.push({ type: "cancel", batch: slowest.id });
 }
 
@@ -174,7 +184,8 @@ function wantsAsking(pull: Pull, source: Source): boolean {
 function isHopeless(pull: Pull, nowMs: number): boolean {
   if (pull.batches.size > 0 || pull.piecesLeft === 0) return false;
   const isAnyLeft = [...pull.sources.values()].some((source) => source.dropped === null);
-  return !isAnyLeft || nowMs - pull.hopeMs >= pull.settings.starvedMsMax;
+  const isForsaken = !isAnyLeft && !canSearchOn(pull);
+  return isForsaken || nowMs - pull.hopeMs >= pull.settings.starvedMsMax;
 }
 
 function complaint(pull: Pull): string {
@@ -194,6 +205,9 @@ function nextWakeMs(pull: Pull, nowMs: number): number | null {
   if (pull.batches.size === 0) times.push(pull.hopeMs + pull.settings.starvedMsMax);
   else if (pull.missing.isEmpty && pull.sources.size > 1) {
     times.push(nowMs + pull.settings.stealMsMin);
+  }
+  if (pull.search !== null && !pull.search.isUnderWay && isHungry(pull)) {
+    times.push(pull.search.dueMs);
   }
   return times.length === 0 ? null : Math.max(nowMs + 1, Math.min(...times));
 }

@@ -8,10 +8,10 @@ import type { PieceSet } from "../core/pieces.ts";
 import { assert, type Code, codes } from "../errors.ts";
 import type { Failure, PullEffect, PullEvent } from "./pull-events.ts";
 import { planPull } from "./pull-plan.ts";
+import { found, searchDone, searchFailed } from "./pull-search.ts";
 import {
   type Batch,
   bitsOf,
-  createSource,
   endBatch,
   lengthOf,
   type Pull,
@@ -38,7 +38,7 @@ function apply(pull: Pull, event: PullEvent, nowMs: number): void {
       found(pull, event, nowMs);
       break;
     case "source_lost":
-      lost(pull, event.endpoint);
+      lost(pull, event.endpoint, nowMs);
       break;
     case "have_known":
       haveKnown(pull, event, nowMs);
@@ -55,29 +55,22 @@ function apply(pull: Pull, event: PullEvent, nowMs: number): void {
     case "batch_failed":
       batchFailed(pull, event, nowMs);
       break;
+    case "search_done":
+      searchDone(pull, event.sources, nowMs);
+      break;
+    case "search_failed":
+      searchFailed(pull, nowMs);
+      break;
     case "tick":
   }
 }
 
-function found(
-  pull: Pull,
-  { endpoint, isComplete }: { endpoint: string; isComplete: boolean },
-  nowMs: number,
-): void {
-  const known = pull.sources.get(endpoint);
-  if (known === undefined) {
-    pull.sources.set(endpoint, createSource(pull, { endpoint, isComplete, nowMs }));
-    pull.hopeMs = nowMs;
-  } else if (isComplete && known.dropped === null) {
-    known.have = null;
-  }
-}
-
-function lost(pull: Pull, endpoint: string): void {
+function lost(pull: Pull, endpoint: string, nowMs: number): void {
   const source = pull.sources.get(endpoint);
   // Its batch under way may still succeed; the connection tells better than a third party.
   if (source !== undefined) {
-    drop(source, { code: "source_gone", message: "Cannot use the source: it was withdrawn" });
+    const message = "Cannot use the source: it was withdrawn";
+    drop(source, { code: "source_gone", message }, nowMs);
   }
 }
 
@@ -176,7 +169,7 @@ function blame(
   }
   source.failuresInRow++;
   const isPassing = failure.code === "source_unreachable" || failure.code === "source_stalled";
-  if (!isPassing || source.failuresInRow >= pull.settings.failuresMax) drop(source, failure);
+  if (!isPassing || source.failuresInRow >= pull.settings.failuresMax) drop(source, failure, nowMs);
   else block(pull, { source, nowMs, waitMs: backoffMs(pull, source.failuresInRow) });
 }
 
@@ -193,11 +186,16 @@ function backoffMs(pull: Pull, failures: number): number {
   return Math.min(backoffMsMin * 2 ** (failures - 1), backoffMsMax);
 }
 
-function drop(source: Source, { code, message }: SourceFailure): void {
-  source.dropped ??= { code, message };
+function drop(source: Source, { code, message }: SourceFailure, nowMs: number): void {
+  if (source.dropped !== null) return;
+  source.dropped = { code, message };
+  source.droppedMs = nowMs;
 }
 
 function learnSpeed(source: Source, batch: Batch, nowMs: number): void {
+  // A batch of empty files, or one turned away at once, tells nothing.
+  const isTelling = batch.bytesDone > 0 || batch.isCancelled;
+  if (!isTelling) return;
   const bytesPerMs = batch.bytesDone / Math.max(1, nowMs - batch.startedMs);
   source.bytesPerMs =
     source.bytesPerMs === null ? bytesPerMs : (source.bytesPerMs + bytesPerMs) / 2;
