@@ -9,6 +9,12 @@ export interface Failure extends SourceFailure {
   readonly retryAfterMs: number | null;
 }
 
+export interface FoundPullSource {
+  readonly endpoint: string;
+  /** Known to have every piece; one that still receives is asked for what it has. */
+  readonly isComplete: boolean;
+}
+
 export type PullEvent =
   /** A source was found; `isComplete` when it is known to have every piece. */
   | { readonly type: "source_found"; readonly endpoint: string; readonly isComplete: boolean }
@@ -19,6 +25,9 @@ export type PullEvent =
   | { readonly type: "pieces_verified"; readonly batch: number; readonly pieces: readonly number[] }
   | { readonly type: "batch_done"; readonly batch: number; readonly refused: readonly number[] }
   | { readonly type: "batch_failed"; readonly batch: number; readonly failure: Failure }
+  /** What the coordinator offers now, also those known already. */
+  | { readonly type: "search_done"; readonly sources: readonly FoundPullSource[] }
+  | { readonly type: "search_failed" }
   | { readonly type: "tick" };
 
 export type PullEffect =
@@ -31,4 +40,6 @@ export type PullEffect =
   /** The batch still ends with an event; only then are its pieces given to another source. */
   | { readonly type: "cancel"; readonly batch: number }
   | { readonly type: "ask_have"; readonly endpoint: string }
+  /** Ask the coordinator who else has the artifact; ends with `search_done` or `search_failed`. */
+  | { readonly type: "search" }
   | { readonly type: "finish"; readonly outcome: PullOutcome };

@@ -7,19 +7,17 @@ import { asRelightError, RelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
 import type { PieceFetcher, Staging } from "../transport/transport.ts";
 import { type PullReport, reportOf, step } from "./pull.ts";
-import type { Failure, PullEffect, PullEvent } from "./pull-events.ts";
+import type { Failure, FoundPullSource, PullEffect, PullEvent } from "./pull-events.ts";
 import { createPull, type Pull, type PullOutcome, type PullSettings } from "./pull-state.ts";
 
-export interface PullSource {
-  readonly endpoint: string;
-  /** Known to have every piece; one that still receives is asked for what it has. */
-  readonly isComplete: boolean;
-}
+export type PullSource = FoundPullSource;
 
 export interface PullOptions {
   readonly fetcher: PieceFetcher;
   readonly artifactId: Hex32;
   readonly sources: readonly PullSource[];
+  /** Asks the coordinator who else has the artifact; absent when nobody can be asked. */
+  readonly search?: (signal: AbortSignal) => Promise<readonly PullSource[]>;
   readonly staging: Staging;
   /** Pieces to bring, ascending; all when absent. */
   readonly wanted?: readonly number[];
@@ -75,6 +73,7 @@ class PullShell {
       settings,
       random,
       nowMs: clock.monotonicMs(),
+      canSearch: options.search !== undefined,
     });
   }
 
@@ -121,6 +120,9 @@ class PullShell {
       case "ask_have":
         this.#track(this.#askHave(effect.endpoint));
         break;
+      case "search":
+        this.#track(this.#search());
+        break;
       case "cancel":
         this.#batches
           .get(effect.batch)
@@ -157,6 +159,17 @@ class PullShell {
       this.handle({ type: "have_known", endpoint, have });
     } catch (error) {
       this.handle({ type: "have_failed", endpoint, failure: failureOf(error) });
+    }
+  }
+
+  async #search(): Promise<void> {
+    const { search } = this.#options;
+    try {
+      const sources = (await search?.(this.#end.signal)) ?? [];
+      this.handle({ type: "search_done", sources });
+    } catch {
+      // Whoever searches reports its failure; the pull goes on with what it has and asks again later.
+      this.handle({ type: "search_failed" });
     }
   }
 

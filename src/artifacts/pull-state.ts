@@ -27,6 +27,13 @@ export interface PullSettings {
   readonly failuresMax: number;
   /** How long the pull waits for anything to happen while sources are left but none has a missing piece. */
   readonly starvedMsMax: number;
+  /** How often the coordinator is asked for more sources while a lane is free, doubling up to the second. */
+  readonly searchMsMin: number;
+  readonly searchMsMax: number;
+  /** Sources kept in use or in reserve; more are ignored. */
+  readonly sourcesMax: number;
+  /** A source that was lost on the way gets another chance when it is offered again after this time. */
+  readonly reviveMsMin: number;
 }
 
 export const pullSettings: PullSettings = {
@@ -42,6 +49,10 @@ export const pullSettings: PullSettings = {
   backoffMsMax: 5_000,
   failuresMax: 3,
   starvedMsMax: 10_000,
+  searchMsMin: 500,
+  searchMsMax: 4_000,
+  sourcesMax: 32,
+  reviveMsMin: 5_000,
 };
 
 /** A failure as the ledger keeps it. */
@@ -54,6 +65,8 @@ export interface Source {
   readonly endpoint: string;
   /** Decides between equal sources, so that a fleet does not ask the same one first. */
   readonly rank: number;
+  /** As the coordinator last said. */
+  isComplete: boolean;
   /** Null: it has everything. */
   have: Bits | null;
   isHaveAsked: boolean;
@@ -68,6 +81,7 @@ export interface Source {
   busyInRow: number;
   /** Why it is not used again in this pull. */
   dropped: SourceFailure | null;
+  droppedMs: number;
   bytes: number;
   pieces: number;
   batches: number;
@@ -85,6 +99,17 @@ export interface Batch {
   bytesLeft: number;
   bytesDone: number;
   isCancelled: boolean;
+}
+
+/** Where a pull stands with asking the coordinator for more sources. */
+export interface Search {
+  isUnderWay: boolean;
+  dueMs: number;
+  waitMs: number;
+  /** No source was left when the last one began, and it brought none. */
+  isSpent: boolean;
+  /** The last one was not answered. */
+  hasFailed: boolean;
 }
 
 export type PullOutcome =
@@ -106,6 +131,8 @@ export interface Pull {
   readonly sources: Map<string, Source>;
   readonly batches: Map<number, Batch>;
   nextBatch: number;
+  /** Null when nobody can be asked for more sources. */
+  readonly search: Search | null;
   /** When something last gave hope: a piece, a new source, a source that is busy. */
   hopeMs: number;
   /** When to call `step` with a tick if nothing happens before; null for never. */
@@ -120,6 +147,7 @@ export function createPull(options: {
   settings: PullSettings;
   random: () => number;
   nowMs: number;
+  canSearch?: boolean;
 }): Pull {
   const lengths = options.pieces.map((piece) => piece.length);
   const missing = new Bits(lengths.length);
@@ -141,6 +169,16 @@ export function createPull(options: {
     sources: new Map(),
     batches: new Map(),
     nextBatch: 0,
+    search:
+      options.canSearch === true
+        ? {
+            isUnderWay: false,
+            dueMs: options.nowMs + options.settings.searchMsMin * options.random(),
+            waitMs: options.settings.searchMsMin,
+            isSpent: false,
+            hasFailed: false,
+          }
+        : null,
     hopeMs: options.nowMs,
     wakeMs: null,
     outcome: count === 0 ? { type: "complete" } : null,
@@ -154,6 +192,7 @@ export function createSource(
   return {
     endpoint,
     rank: pull.random(),
+    isComplete,
     have: isComplete ? null : new Bits(pull.lengths.length),
     isHaveAsked: false,
     haveDueMs: nowMs,
@@ -164,6 +203,7 @@ export function createSource(
     failuresInRow: 0,
     busyInRow: 0,
     dropped: null,
+    droppedMs: 0,
     bytes: 0,
     pieces: 0,
     batches: 0,
