@@ -46,7 +46,10 @@ export class Connection {
   #isClosing = false;
   #hasAnswered = false;
   #wasStale = false;
-  #sinceMs = performance.now();
+  /** When the phase began: connecting, or waiting for the head. */
+  #beganMs = performance.now();
+  /** When the last bytes came. */
+  #sinceMs = 0;
   #windowMs = 0;
   #windowBytes = 0;
 
@@ -73,7 +76,7 @@ export class Connection {
     });
     this.#socket.on("connect", () => {
       this.#isConnected = true;
-      this.#progress();
+      this.#beganMs = performance.now();
     });
     this.#socket.on("end", () => this.#lost("closed the connection"));
     this.#socket.on("error", (error) => this.#lost(errnoOf(error) || "an error", error));
@@ -99,7 +102,7 @@ export class Connection {
     const done = Promise.withResolvers<void>();
     this.#exchange = { sink, done, head: null, bodyLeft: 0 };
     this.#hasAnswered = false;
-    this.#progress();
+    this.#beganMs = performance.now();
     const { host } = parseEndpoint(this.endpoint);
     this.#socket.write(`GET ${path} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: relight\r\n\r\n`);
     await done.promise;
@@ -116,13 +119,14 @@ export class Connection {
   /** Called often while an exchange is under way. */
   checkDeadlines(nowMs: number): void {
     if (this.#exchange === null) return;
+    const phaseMs = nowMs - this.#beganMs;
     const silentMs = nowMs - this.#sinceMs;
     const { connectMsMax, firstByteMsMax, silenceMsMax, progressBytesMin } = this.#limits;
     if (!this.#isConnected) {
-      if (silentMs > connectMsMax)
+      if (phaseMs > connectMsMax)
         this.fail(this.#unreachable(`no connection in ${connectMsMax} ms`));
     } else if (this.#exchange.head === null) {
-      if (silentMs > firstByteMsMax) this.fail(this.#stalled(`no answer in ${firstByteMsMax} ms`));
+      if (phaseMs > firstByteMsMax) this.fail(this.#stalled(`no answer in ${firstByteMsMax} ms`));
     } else if (silentMs > silenceMsMax) {
       this.fail(this.#stalled(`silent for ${silenceMsMax} ms`));
     } else if (nowMs - this.#windowMs > silenceMsMax) {
@@ -136,12 +140,9 @@ export class Connection {
 
   /** This thread was held up: time that the source is not to blame for. */
   forgive(ms: number): void {
+    this.#beganMs += ms;
     this.#sinceMs += ms;
     this.#windowMs += ms;
-  }
-
-  #progress(): void {
-    this.#sinceMs = performance.now();
   }
 
   /** Where the next read goes. */
@@ -169,7 +170,7 @@ export class Connection {
     this.#end += bytes;
     this.#hasAnswered = true;
     this.#windowBytes += bytes;
-    this.#progress();
+    this.#sinceMs = performance.now();
     try {
       this.#parse();
     } catch (error) {
@@ -186,6 +187,8 @@ export class Connection {
     this.#start += used;
     exchange.bodyLeft -= used;
     if (exchange.bodyLeft > 0) {
+      if (there - used === exchange.bodyLeft)
+        throw this.#protocol("it ends in the middle of a part");
       if (there === this.#buffer.length) throw this.#protocol("a part of it does not fit");
       return;
     }
