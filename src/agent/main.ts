@@ -8,6 +8,7 @@ import { type Clock, systemClock } from "../platform/clock.ts";
 import { startHttpFetcher } from "../transport/http-fetcher.ts";
 import { startHttpServer } from "../transport/http-server.ts";
 import type { PieceFetcher, PieceServer } from "../transport/transport.ts";
+import { type ClaimCache, claimCache } from "./claimed-cache.ts";
 import { connectCoordinator } from "./coordinator-client.ts";
 import { NodeLink } from "./node-link.ts";
 
@@ -31,6 +32,7 @@ export interface AgentParts extends AsyncDisposable {
   readonly server: PieceServer;
   readonly fetcher: PieceFetcher;
   readonly sealer: Sealer;
+  readonly claim: ClaimCache;
   readonly clock: Clock;
   readonly random: () => number;
 }
@@ -67,6 +69,7 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
     server,
     fetcher,
     sealer,
+    claim: claimCache,
     clock: systemClock,
     random: Math.random,
     [Symbol.asyncDispose]: async () => {

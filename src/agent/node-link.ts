@@ -9,11 +9,11 @@ import { listPieces, totalBytes } from "../artifacts/manifest.ts";
 import { asRelightError } from "../errors.ts";
 import type { Log } from "../observe/log.ts";
 import type { Clock } from "../platform/clock.ts";
-import { startDeadline } from "../platform/deadline.ts";
+import { type Deadline, startDeadlineOn } from "../platform/deadline.ts";
 import type { PieceServer } from "../transport/transport.ts";
 import type { CoordinatorClient, FoundSource, Publication, Session } from "./coordinator-client.ts";
 import { toSourceIdentity } from "./identity-wire.ts";
-import type { Announce } from "./relay.ts";
+import type { Announce, Retract } from "./relay.ts";
 
 const retryMs = 2_000;
 const readersMs = 1_000;
@@ -36,6 +36,10 @@ export class NodeLink implements AsyncDisposable {
   readonly #closing = new AbortController();
   /** The newest offer of each family. */
   readonly #offers = new Map<string, Omit<Publication, "sessionId">>();
+  /** Families about which the coordinator has not acknowledged the newest word. */
+  readonly #unsaid = new Set<string>();
+  readonly #sourceIds = new Map<string, string>();
+  readonly #turns = new Map<string, Promise<void>>();
   #session: Session | null = null;
   #background: Promise<void> | null = null;
   #identity: { facts: Facts; extra: Readonly<Record<string, string>> } | null = null;
@@ -84,12 +88,19 @@ export class NodeLink implements AsyncDisposable {
       complete: isComplete,
       status: "ready",
     });
-    await this.#publish(family.name);
+    await this.#say(family.name);
+  };
+
+  /** Nobody is sent here for the artifact any more, unless something newer was announced since. */
+  readonly retract: Retract = ({ family, artifactId }) => {
+    if (this.#offers.get(family.name)?.artifact.artifactId !== artifactId) return;
+    this.#offers.delete(family.name);
+    this.#say(family.name).catch((thrown: unknown) => this.#warn(thrown));
   };
 
   /** Says goodbye: from now on nobody is sent here. Idempotent. */
   async withdraw(): Promise<void> {
-    using deadline = startDeadline("the goodbye", goodbyeMsMax);
+    using deadline = this.#deadline("the goodbye", goodbyeMsMax);
     this.#closing.abort();
     // The coordinator notices a lost connection by itself; the engine's exit must not wait for more.
     await this.#session?.close(deadline.signal).catch(() => {});
@@ -102,7 +113,7 @@ export class NodeLink implements AsyncDisposable {
   }
 
   async report(report: Parameters<CoordinatorClient["reportBoot"]>[0]): Promise<void> {
-    using deadline = startDeadline("the boot report", this.#options.callMsMax);
+    using deadline = this.#deadline("the boot report", this.#options.callMsMax);
     await this.#options.client.reportBoot(report, deadline.signal);
   }
 
@@ -115,12 +126,58 @@ export class NodeLink implements AsyncDisposable {
   async #publish(family: string): Promise<void> {
     const offer = this.#offers.get(family);
     if (this.#session === null || offer === undefined || this.#closing.signal.aborted) return;
-    using deadline = startDeadline("publishing", this.#options.callMsMax, this.#closing.signal);
-    await this.#options.client.publish({ ...offer, sessionId: this.#session.id }, deadline.signal);
+    const { callMsMax, client } = this.#options;
+    using deadline = this.#deadline("publishing", callMsMax, this.#closing.signal);
+    // Until it is acknowledged it has to be said again.
+    this.#unsaid.add(family);
+    const { id } = this.#session;
+    const { sourceId } = await client.publish({ ...offer, sessionId: id }, deadline.signal);
+    this.#unsaid.delete(family);
+    this.#sourceIds.set(family, sourceId);
+  }
+
+  async #takeBack(family: string): Promise<void> {
+    const sourceId = this.#sourceIds.get(family);
+    // Offered again meanwhile: the later word replaces the earlier one at the coordinator.
+    if (this.#offers.has(family) || sourceId === undefined || this.#session === null) return;
+    const { callMsMax, client, workerId } = this.#options;
+    using deadline = this.#deadline("withdrawing", callMsMax, this.#closing.signal);
+    this.#unsaid.add(family);
+    await client.withdraw({ sessionId: this.#session.id, workerId, sourceId }, deadline.signal);
+    this.#unsaid.delete(family);
+    this.#sourceIds.delete(family);
+  }
+
+  /** One word about a family at a time, so that the coordinator hears them in order. */
+  #inTurn(family: string, say: (family: string) => Promise<void>): Promise<void> {
+    const said = (this.#turns.get(family) ?? Promise.resolve()).then(() => say(family));
+    this.#turns.set(
+      family,
+      said.catch(() => {}),
+    );
+    return said;
+  }
+
+  #deadline(what: string, ms: number, parent?: AbortSignal): Deadline {
+    const { clock } = this.#options;
+    return startDeadlineOn(clock, { what, ms, ...(parent === undefined ? {} : { parent }) });
   }
 
   async #publishAll(): Promise<void> {
-    for (const family of this.#offers.keys()) await this.#publish(family);
+    for (const family of this.#offers.keys()) await this.#say(family);
+  }
+
+  /** The newest that there is to say about a family. */
+  #say(family: string): Promise<void> {
+    return this.#inTurn(family, () =>
+      this.#offers.has(family) ? this.#publish(family) : this.#takeBack(family),
+    );
+  }
+
+  #warn(thrown: unknown): void {
+    if (this.#closing.signal.aborted) return;
+    const { code, message } = asRelightError(thrown);
+    this.#options.log.warn("failure", { code, message });
   }
 
   async #keepSession(): Promise<void> {
@@ -131,6 +188,7 @@ export class NodeLink implements AsyncDisposable {
       try {
         if (this.#session === null) await this.#openSession();
         this.#session?.setReaders(server.stats().readers);
+        for (const family of this.#unsaid) await this.#say(family);
         await clock.sleep(readersMs, signal);
       } catch (thrown) {
         if (signal.aborted) return;
@@ -143,16 +201,13 @@ export class NodeLink implements AsyncDisposable {
   }
 
   async #openSession(): Promise<void> {
-    const { client, nodeId, endpoint, callMsMax, log } = this.#options;
-    using deadline = startDeadline("opening the session", callMsMax, this.#closing.signal);
+    const { client, nodeId, endpoint, callMsMax } = this.#options;
+    using deadline = this.#deadline("opening the session", callMsMax, this.#closing.signal);
     this.#session = await client.openSession({ nodeId, agentEndpoint: endpoint }, deadline.signal);
     this.#session.onChange((change) => {
       if (change.type !== "restored") return;
       // Also when it was resumed: saying it twice is harmless, and a publish may have been lost with the link.
-      this.#publishAll().catch((thrown: unknown) => {
-        const { code, message } = asRelightError(thrown);
-        log.warn("failure", { code, message });
-      });
+      this.#publishAll().catch((thrown: unknown) => this.#warn(thrown));
     });
     await this.#publishAll();
   }

@@ -2,12 +2,9 @@
 // What this replica passes on of what it receives: while it still receives, from staging, and once
 // installed, from the cache. A relayed artifact has the original's manifest and id.
 
-import fs from "node:fs";
 import path from "node:path";
 import type { Family } from "../artifacts/family.ts";
 import { listPieces, type ManifestFile, type SealedManifest } from "../artifacts/manifest.ts";
-import { toPortable } from "../artifacts/rebase.ts";
-import { blake3Hex, wholeDigest } from "../core/digest.ts";
 import { PieceSet } from "../core/pieces.ts";
 import { asRelightError } from "../errors.ts";
 import type { Log } from "../observe/log.ts";
@@ -23,12 +20,12 @@ export interface Relay {
   /** Serves the installed files under their final names. */
   installed(installation: {
     family: Family;
-    root: string;
     manifest: SealedManifest;
-    installed: ReadonlySet<string>;
+    /** In manifest order; null for what is not there as it was installed. */
+    files: readonly (OfferedFile | null)[];
   }): Promise<void>;
-  /** The transfer failed: nothing of it is served any more. */
-  dropped(artifactId: string): Promise<void>;
+  /** The transfer failed: nothing of it is served or offered any more. */
+  dropped(transfer: { family: Family; artifactId: string }): Promise<void>;
 }
 
 /** Tells the coordinator what can be had here; failures cost others a source, never this boot. */
@@ -45,8 +42,16 @@ export const noRelay: Relay = {
   dropped: async () => {},
 };
 
-export function createRelay(options: { server: PieceServer; announce: Announce; log: Log }): Relay {
-  const { server, announce, log } = options;
+/** Takes an announcement back, in the background: nobody's boot waits for it. */
+export type Retract = (offer: { family: Family; artifactId: string }) => void;
+
+export function createRelay(options: {
+  server: PieceServer;
+  announce: Announce;
+  retract: Retract;
+  log: Log;
+}): Relay {
+  const { server, announce, retract, log } = options;
   const attempt = async (work: () => Promise<void>) => {
     try {
       await work();
@@ -72,12 +77,9 @@ export function createRelay(options: { server: PieceServer; announce: Announce; 
         });
         await announce({ family, manifest, isComplete: false });
       }),
-    installed: ({ family, root, manifest, installed }) =>
+    installed: ({ family, manifest, files }) =>
       attempt(async () => {
         const pieces = listPieces(manifest);
-        const files = manifest.files.map((file) =>
-          installed.has(file.path) ? installedFile(root, file) : null,
-        );
         const have = new PieceSet(pieces.length);
         for (const [index, piece] of pieces.entries()) if (files[piece.fileIndex]) have.add(index);
         const offered = files.map((file, index) => file ?? absentFile(manifest.files[index]));
@@ -90,24 +92,11 @@ export function createRelay(options: { server: PieceServer; announce: Announce; 
         });
         await announce({ family, manifest, isComplete: have.count() === have.size });
       }),
-    dropped: (artifactId) =>
-      attempt(() => server.withdraw(artifactId as SealedManifest["artifactId"])),
+    dropped: ({ family, artifactId }) => {
+      retract({ family, artifactId });
+      return attempt(() => server.withdraw(artifactId as SealedManifest["artifactId"]));
+    },
   };
-}
-
-/** Null when the file is not there as it was installed: it is then not offered. */
-function installedFile(root: string, file: ManifestFile): OfferedFile | null {
-  const full = path.join(root, file.path);
-  const stat = fs.lstatSync(full, { bigint: true, throwIfNoEntry: false });
-  if (!stat?.isFile()) return null;
-  const offered = {
-    path: full,
-    size: file.size,
-    stamp: { mtimeNs: stat.mtimeNs, inode: stat.ino },
-  };
-  if (file.form === "plain") return offered;
-  const bytes = toPortable(fs.readFileSync(full), root);
-  return wholeDigest(blake3Hex(bytes)) === file.digest ? { ...offered, bytes } : null;
 }
 
 /** Its pieces are not in `have`, so that nobody is served from it. */

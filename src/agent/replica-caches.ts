@@ -14,15 +14,17 @@ import { count, formatBytes } from "../core/units.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import type { Log } from "../observe/log.ts";
 import type { Clock } from "../platform/clock.ts";
-import { startDeadline } from "../platform/deadline.ts";
+import { type Deadline, startDeadlineOn } from "../platform/deadline.ts";
 import type { PieceFetcher, PieceServer } from "../transport/transport.ts";
+import { type Candidate, candidatesOf } from "./candidates.ts";
+import type { ClaimCache } from "./claimed-cache.ts";
 import type { CacheRecord, Ledger } from "./ledger.ts";
 import type { Narrator } from "./narrator.ts";
 import type { NodeLink } from "./node-link.ts";
 import { probeFacts } from "./probe.ts";
 import { Publisher } from "./publisher.ts";
 import { createRelay, noRelay } from "./relay.ts";
-import { type Candidate, recoverCache, warmCache } from "./warm.ts";
+import { warmCache } from "./warm.ts";
 
 /** Beyond this a first publication goes out without what still settles; the delta brings it. */
 const settleMsMax = 15_000;
@@ -48,6 +50,7 @@ export interface CacheParts {
   readonly server: PieceServer;
   readonly fetcher: PieceFetcher;
   readonly sealer: Sealer;
+  readonly claim: ClaimCache;
   readonly clock: Clock;
   readonly random: () => number;
   readonly log: Log;
@@ -88,7 +91,10 @@ export class ReplicaCaches {
    */
   async prepare(isInstalling: boolean): Promise<void> {
     const ledger = this.#ledger;
-    using budget = startDeadline("warming the caches", this.#settings.budgetMs);
+    using budget = startDeadlineOn(this.#parts.clock, {
+      what: "warming the caches",
+      ms: this.#settings.budgetMs,
+    });
     try {
       const facts = await ledger.phase("identify", () => this.#identify(budget.signal));
       this.#choose(facts);
@@ -142,7 +148,7 @@ export class ReplicaCaches {
 
   async #identify(signal: AbortSignal): Promise<Facts> {
     const { facts, python, discoverMsMax } = this.#settings;
-    using deadline = startDeadline("the probe", discoverMsMax, signal);
+    using deadline = this.#phaseDeadline("the probe", discoverMsMax, signal);
     const framework = frameworkOf(this.#command);
     const own = {
       framework,
@@ -184,33 +190,33 @@ export class ReplicaCaches {
   }
 
   async #warmAll(signal: AbortSignal): Promise<void> {
-    const { clock } = this.#parts;
     const discovered = this.#ledger.phase("discover", () => this.#discover(signal));
     const found = await discovered.catch(async (thrown: unknown) => {
-      // Also when nobody can be asked: what an earlier crash left behind must not stay.
-      for (const { cache } of this.#states) await recoverCache(cache, clock, signal);
+      for (const { cache } of this.#states) await this.#recover(cache, signal);
       throw thrown;
     });
-    using deadline = startDeadline("fetching", this.#settings.fetchMsMax, signal);
+    using deadline = this.#phaseDeadline("fetching", this.#settings.fetchMsMax, signal);
     await Promise.all(
       this.#states.map((state, index) => this.#warmOne(state, found[index] ?? [], deadline.signal)),
     );
   }
 
   async #discover(signal: AbortSignal): Promise<Candidate[][]> {
-    using deadline = startDeadline("asking the coordinator", this.#settings.discoverMsMax, signal);
+    const { discoverMsMax } = this.#settings;
+    using deadline = this.#phaseDeadline("asking the coordinator", discoverMsMax, signal);
     const families = this.#states.map(({ cache }) => cache.family);
     const found = await this.#parts.link.find(families, deadline.signal);
-    return found.map((sources) =>
-      sources.flatMap(({ artifact, endpoints, complete }) =>
-        endpoints.slice(0, 1).map((endpoint) => ({
-          artifactId: artifact.artifactId,
-          endpoint,
-          totalBytes: artifact.totalBytes,
-          isComplete: complete,
-        })),
-      ),
-    );
+    return found.map(candidatesOf);
+  }
+
+  #phaseDeadline(what: string, ms: number, parent: AbortSignal): Deadline {
+    return startDeadlineOn(this.#parts.clock, { what, ms, parent });
+  }
+
+  /** Also where no peer has anything: what an earlier crash left behind must not stay. */
+  async #recover(cache: Cache, signal: AbortSignal): Promise<void> {
+    const { claim, clock } = this.#parts;
+    using _claimed = await claim(cache, { clock, signal });
   }
 
   async #warmOne(
@@ -218,11 +224,11 @@ export class ReplicaCaches {
     candidates: readonly Candidate[],
     signal: AbortSignal,
   ): Promise<void> {
-    const { fetcher, server, link, clock, random, log, narrator } = this.#parts;
+    const { claim, fetcher, server, link, clock, random, log, narrator } = this.#parts;
     const { cache, record } = state;
     try {
       if (candidates.length === 0) {
-        await recoverCache(cache, clock, signal);
+        await this.#recover(cache, signal);
         throw new RelightError(
           "no_source",
           `No ready source has "${cache.family.name}" for this identity`,
@@ -231,9 +237,11 @@ export class ReplicaCaches {
       await warmCache({
         cache,
         candidates,
+        search: async (stop) => candidatesOf((await link.find([cache.family], stop))[0] ?? []),
+        claim,
         fetcher,
         relay: this.#settings.isPublishing
-          ? createRelay({ server, announce: link.announce, log })
+          ? createRelay({ server, announce: link.announce, retract: link.retract, log })
           : noRelay,
         ledger: this.#ledger,
         record,

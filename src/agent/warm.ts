@@ -6,14 +6,6 @@
 
 import type { Cache } from "../artifacts/families.ts";
 import {
-  createStaging,
-  installStaged,
-  missingFiles,
-  openRoot,
-  recoverRoot,
-  removeStaging,
-} from "../artifacts/install.ts";
-import {
   decodeManifest,
   listPieces,
   type ManifestFile,
@@ -23,31 +15,23 @@ import {
 import type { SourceReport } from "../artifacts/pull.ts";
 import { startPull } from "../artifacts/pull-run.ts";
 import { pullSettings } from "../artifacts/pull-state.ts";
-import { ownPaths, readMarker, removeMarker, writeMarker } from "../artifacts/receipt.ts";
 import { PieceSet } from "../core/pieces.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
-import { claimNodeLock } from "../platform/node-lock.ts";
 import type { PieceFetcher, Staging } from "../transport/transport.ts";
+import { type ArtifactSources, type Candidate, groupByArtifact, shuffled } from "./candidates.ts";
+import type { ClaimCache, ClaimedCache } from "./claimed-cache.ts";
 import type { CacheRecord, Ledger, SourceUse } from "./ledger.ts";
 import type { Relay } from "./relay.ts";
 
 /** Long enough that the other ranks of a node see it, short enough that a restart a minute later tries again. */
 const markerMs = 30_000;
-/** Distinct artifacts that one boot takes a look at; the largest come first. */
-const artifactsMax = 4;
-
-/** What the coordinator told about one source. */
-export interface Candidate {
-  readonly artifactId: string;
-  readonly endpoint: string;
-  readonly totalBytes: number;
-  readonly isComplete: boolean;
-}
-
 export interface WarmOptions {
   readonly cache: Cache;
   readonly candidates: readonly Candidate[];
+  /** Asks the coordinator again, while pieces are missing. */
+  readonly search: (signal: AbortSignal) => Promise<readonly Candidate[]>;
+  readonly claim: ClaimCache;
   readonly fetcher: PieceFetcher;
   readonly relay: Relay;
   readonly ledger: Ledger;
@@ -66,13 +50,10 @@ export interface WarmOptions {
 /** @throws RelightError why the cache stays cold; `record` then has the same code and reason. */
 export async function warmCache(options: WarmOptions): Promise<void> {
   const { cache, clock, signal, record, ledger } = options;
-  const name = cache.family.name;
-  const root = openRoot(cache.root);
-  using _lock = await ledger.phase(`lock ${name}`, () =>
-    claimNodeLock(ownPaths(root).lock, { clock, signal }),
+  using claimed = await ledger.phase(`lock ${cache.family.name}`, () =>
+    options.claim(cache, { clock, signal }),
   );
-  recoverRoot(root);
-  const marker = readMarker(root, clock.wallMs());
+  const marker = claimed.readMarker(clock.wallMs());
   if (marker !== null) {
     throw new RelightError(
       "attempt_failed_recently",
@@ -81,62 +62,37 @@ export async function warmCache(options: WarmOptions): Promise<void> {
   }
   try {
     for (const artifact of groupByArtifact(options.candidates))
-      await warmFrom(artifact, root, options);
-    removeMarker(root);
+      await warmFrom(artifact, claimed, options);
+    claimed.removeMarker();
   } catch (thrown) {
     const { code, message } = asRelightError(thrown);
     if (code !== "cancelled")
-      writeMarker(root, { code, message, expiresAtMs: clock.wallMs() + markerMs });
+      claimed.writeMarker({ code, message, expiresAtMs: clock.wallMs() + markerMs });
     throw thrown;
   }
   record.state = record.fetched > 0 ? "installed" : "present";
 }
 
-/** Cleans up what an earlier crash left, also where no peer has anything. */
-export async function recoverCache(cache: Cache, clock: Clock, signal: AbortSignal): Promise<void> {
-  const root = openRoot(cache.root);
-  using _lock = await claimNodeLock(ownPaths(root).lock, { clock, signal });
-  recoverRoot(root);
-}
-
-interface ArtifactSources {
-  readonly artifactId: string;
-  readonly sources: readonly Candidate[];
-}
-
-/** Complete ones first, then the largest: it most likely has what the others have. */
-function groupByArtifact(candidates: readonly Candidate[]): ArtifactSources[] {
-  const groups = Map.groupBy(candidates, (candidate) => candidate.artifactId);
-  const ranked = [...groups].sort(([, left], [, right]) => rank(right) - rank(left));
-  return ranked.slice(0, artifactsMax).map(([artifactId, sources]) => ({ artifactId, sources }));
-}
-
-function rank(group: readonly Candidate[]): number {
-  const [first] = group;
-  return (group.some((candidate) => candidate.isComplete) ? 2 ** 50 : 0) + (first?.totalBytes ?? 0);
-}
-
 async function warmFrom(
   artifact: ArtifactSources,
-  root: string,
+  claimed: ClaimedCache,
   options: WarmOptions,
 ): Promise<void> {
   const { ledger, record, cache, relay } = options;
   const name = cache.family.name;
   const manifest = await ledger.phase(`manifest ${name}`, () => fetchManifest(artifact, options));
-  const files = missingFiles(root, manifest);
+  const files = claimed.missing(manifest);
   record.artifactId ??= manifest.artifactId;
   record.offered += manifest.files.length;
   record.alreadyThere += manifest.files.length - files.length;
   if (files.length === 0) return;
-  const staging = createStaging(root, files);
+  const staging = claimed.stage(files);
   try {
     await ledger.phase(`fetch ${name}`, () =>
       fetchFiles({ artifact, manifest, files, tree: staging.tree }, options),
     );
     const installed = await ledger.phase(`install ${name}`, () =>
-      installStaged({
-        root,
+      claimed.install({
         staging,
         manifest,
         files,
@@ -146,15 +102,12 @@ async function warmFrom(
     );
     record.fetched += installed.receipt.files.length;
     record.kept += installed.kept.length;
-    await relay.installed({
-      family: cache.family,
-      root,
-      manifest,
-      installed: new Set(installed.receipt.files.map((file) => file.path)),
-    });
+    const paths = new Set(installed.receipt.files.map((file) => file.path));
+    const offered = claimed.offered(manifest, paths);
+    await relay.installed({ family: cache.family, manifest, files: offered });
   } catch (thrown) {
-    await relay.dropped(manifest.artifactId);
-    removeStaging(staging);
+    await relay.dropped({ family: cache.family, artifactId: manifest.artifactId });
+    claimed.unstage(staging);
     throw thrown;
   }
 }
@@ -164,7 +117,7 @@ async function fetchManifest(
   options: WarmOptions,
 ): Promise<SealedManifest> {
   const failures: string[] = [];
-  for (const { endpoint } of artifact.sources) {
+  for (const { endpoint } of shuffled(artifact.sources, options.random)) {
     try {
       const at = { endpoint, artifactId: artifact.artifactId as SealedManifest["artifactId"] };
       const bytes = await options.fetcher.manifest(
@@ -221,6 +174,8 @@ async function fetchFiles(
     fetcher,
     artifactId: manifest.artifactId,
     sources: artifact.sources,
+    search: async (stop) =>
+      (await options.search(stop)).filter(({ artifactId }) => artifactId === manifest.artifactId),
     staging: into,
     wanted: needed,
     settings: pullSettings,

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// One cache on this node's disk, held under its node lock: what warming does to a disk, as a port, so
+// that the simulator can put its own disk in its place. Decides nothing; warm.ts does.
+
+import fs from "node:fs";
+import path from "node:path";
+import type { Cache } from "../artifacts/families.ts";
+import {
+  createStaging,
+  type Installed,
+  installStaged,
+  missingFiles,
+  openRoot,
+  recoverRoot,
+  removeStaging,
+  type Staging,
+} from "../artifacts/install.ts";
+import type { ManifestFile, SealedManifest } from "../artifacts/manifest.ts";
+import { toPortable } from "../artifacts/rebase.ts";
+import {
+  type FailureMarker,
+  ownPaths,
+  readMarker,
+  removeMarker,
+  writeMarker,
+} from "../artifacts/receipt.ts";
+import { blake3Hex, wholeDigest } from "../core/digest.ts";
+import type { Clock } from "../platform/clock.ts";
+import { claimNodeLock } from "../platform/node-lock.ts";
+import type { OfferedFile } from "../transport/transport.ts";
+
+/** Disposing releases the lock. Every method throws RelightError with what the disk answered. */
+export interface ClaimedCache extends Disposable {
+  /** What a recent failure left, so that it is not repeated by every process of the node. */
+  readMarker(nowMs: number): FailureMarker | null;
+  writeMarker(marker: FailureMarker): void;
+  removeMarker(): void;
+  /** Files of the manifest that are not there yet. */
+  missing(manifest: SealedManifest): readonly ManifestFile[];
+  stage(files: readonly ManifestFile[]): Staging;
+  unstage(staging: Staging): void;
+  /** Gives what was staged and verified its final names. */
+  install(order: {
+    staging: Staging;
+    manifest: SealedManifest;
+    files: readonly ManifestFile[];
+    sources: readonly string[];
+    nowMs: number;
+  }): Promise<Installed>;
+  /** What of the manifest lies under its final name as it was installed, in manifest order. */
+  offered(
+    manifest: SealedManifest,
+    installed: ReadonlySet<string>,
+  ): readonly (OfferedFile | null)[];
+}
+
+/**
+ * Waits for the cache's lock and cleans up what a crash left behind.
+ * @throws RelightError `lock_timeout`, `target_obstructed`, or what the disk answered.
+ */
+export type ClaimCache = (
+  cache: Cache,
+  options: { clock: Clock; signal: AbortSignal },
+) => Promise<ClaimedCache>;
+
+/** On the real disk. */
+export const claimCache: ClaimCache = async (cache, options) => {
+  const root = openRoot(cache.root);
+  const lock = await claimNodeLock(ownPaths(root).lock, options);
+  try {
+    recoverRoot(root);
+  } catch (error) {
+    lock[Symbol.dispose]();
+    throw error;
+  }
+  return {
+    readMarker: (nowMs) => readMarker(root, nowMs),
+    writeMarker: (marker) => writeMarker(root, marker),
+    removeMarker: () => removeMarker(root),
+    missing: (manifest) => missingFiles(root, manifest),
+    stage: (files) => createStaging(root, files),
+    unstage: removeStaging,
+    install: async (order) => installStaged({ root, ...order }),
+    offered: ({ files }, installed) =>
+      files.map((file) => (installed.has(file.path) ? installedFile(root, file) : null)),
+    [Symbol.dispose]: () => lock[Symbol.dispose](),
+  };
+};
+
+/** Null when the file is not there as it was installed: it is then not offered. */
+function installedFile(root: string, file: ManifestFile): OfferedFile | null {
+  const full = path.join(root, file.path);
+  const stat = fs.lstatSync(full, { bigint: true, throwIfNoEntry: false });
+  if (!stat?.isFile()) return null;
+  const offered = {
+    path: full,
+    size: file.size,
+    stamp: { mtimeNs: stat.mtimeNs, inode: stat.ino },
+  };
+  if (file.form === "plain") return offered;
+  const bytes = toPortable(fs.readFileSync(full), root);
+  return wholeDigest(blake3Hex(bytes)) === file.digest ? { ...offered, bytes } : null;
+}
