@@ -165,12 +165,14 @@ export function gpuContract({ open, backend, skip }: GpuContractOptions): void {
     test("room() falls by what is allocated and comes back when it is closed", async () => {
       await bench(async ({ driver, context }) => {
         const before = await driver.room(context);
-        const memory = await driver.allocate(context, { bytes: 64 * MiB, sharing: "descriptor" });
+        // A quarter of the GPU, so that what other processes do meanwhile does not decide.
+        const bytes = Math.floor(before.totalBytes / 4);
+        const memory = await driver.allocate(context, { bytes, sharing: "descriptor" });
         const during = await driver.room(context);
-        assert.ok(before.freeBytes - during.freeBytes >= 64 * MiB);
+        assert.ok(before.freeBytes - during.freeBytes >= bytes / 2);
         await driver.close(memory.id);
         const after = await driver.room(context);
-        assert.ok(after.freeBytes - during.freeBytes >= 64 * MiB);
+        assert.ok(after.freeBytes - during.freeBytes >= bytes / 2);
       });
     });
 
