@@ -21,6 +21,55 @@ export const metrics = {
     labels: ["version", "node"],
     about: "Always 1; the labels name the versions of Relight and of Node.",
   },
+  relight_coordinator_calls_total: {
+    type: "counter",
+    unit: "calls",
+    labels: ["method", "code"],
+    about: "Finished unary calls; `code` is `ok` or a row of docs/errors.md.",
+  },
+  relight_coordinator_call_duration_ms: {
+    type: "histogram",
+    unit: "ms",
+    labels: ["method"],
+    about: "From a call's arrival to its answer.",
+    buckets: [0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 1_000, 5_000],
+  },
+  relight_coordinator_sources: {
+    type: "gauge",
+    unit: "records",
+    labels: [],
+    about: "Records that the coordinator knows, live or stale.",
+  },
+  relight_coordinator_sessions: {
+    type: "gauge",
+    unit: "sessions",
+    labels: [],
+    about: "Live sessions of agents.",
+  },
+  relight_coordinator_sessions_lost_total: {
+    type: "counter",
+    unit: "sessions",
+    labels: [],
+    about: "Sessions that ended by silence.",
+  },
+  relight_coordinator_sources_stale_total: {
+    type: "counter",
+    unit: "records",
+    labels: [],
+    about: "Records marked stale because nothing was heard of them.",
+  },
+  relight_coordinator_sources_removed_total: {
+    type: "counter",
+    unit: "records",
+    labels: [],
+    about: "Stale records removed by age.",
+  },
+  relight_coordinator_advance_failures_total: {
+    type: "counter",
+    unit: "rounds",
+    labels: [],
+    about: "Rounds of the deadline queue in which the store failed.",
+  },
 } as const satisfies Record<string, MetricFacts>;
 
 export type MetricTable = Readonly<Record<string, MetricFacts>>;
