@@ -55,16 +55,26 @@ export interface FakeOptions {
 }
 
 interface Stream {
-  readonly queue: Command[];
+  readonly queue: Step[];
   running: boolean;
   error: RelightError | null;
 }
+
+interface EventState {
+  /** Records given to streams, and how many of them the streams have come to. */
+  recorded: number;
+  reached: number;
+  reachedAtMs: number | null;
+}
+
+/** What a stream does: a command, or a wait that knows which record it waits for. */
+type Step = Exclude<Command, { do: "await" }> | { do: "await"; state: EventState; record: number };
 
 type Entry =
   | { kind: "context"; owner: null; ordinal: number }
   | { kind: "memory"; owner: number; range: FakeRange; counted: number; exportable: boolean }
   | { kind: "stream"; owner: number; stream: Stream }
-  | { kind: "event"; owner: number; state: { recorded: number; reachedAtMs: number | null } }
+  | { kind: "event"; owner: number; state: EventState }
   | { kind: "module"; owner: number; names: ReadonlySet<string> }
   | { kind: "kernel"; owner: number; run: FakeKernel }
   | { kind: "graph"; owner: number; commands: readonly Command[] };
@@ -170,7 +180,7 @@ export class FakeDriver implements GpuDriver {
 
   async openEvent(context: ContextHandle): Promise<EventHandle> {
     this.#handles.get(context, "context");
-    const state = { recorded: 0, reachedAtMs: null };
+    const state = { recorded: 0, reached: 0, reachedAtMs: null };
     return this.#handles.add({ kind: "event", owner: context, state });
   }
 
@@ -258,18 +268,17 @@ export class FakeDriver implements GpuDriver {
       return;
     }
     if (command.do === "launch") this.#handles.get(command.kernel, "kernel");
-    if (command.do === "record" || command.do === "await") this.#prepare(command);
-    stream.queue.push(
-      command.do === "upload" ? { ...command, bytes: command.bytes.slice() } : command,
-    );
+    stream.queue.push(this.#stepOf(command));
   }
 
-  #prepare(command: Extract<Command, { event: EventHandle }>): void {
+  #stepOf(command: Command): Step {
+    if (command.do === "upload") return { ...command, bytes: command.bytes.slice() };
+    if (command.do !== "record" && command.do !== "await") return command;
     const { state } = this.#handles.get(command.event, "event");
-    if (command.do === "record") {
-      state.recorded += 1;
-      state.reachedAtMs = null;
-    }
+    // An event may be recorded again before a wait for its earlier record is over.
+    if (command.do === "await") return { do: "await", state, record: state.recorded };
+    state.recorded += 1;
+    return command;
   }
 
   async #run(stream: Stream): Promise<void> {
@@ -289,7 +298,7 @@ export class FakeDriver implements GpuDriver {
     }
   }
 
-  async #execute(command: Command): Promise<void> {
+  async #execute(command: Step): Promise<void> {
     switch (command.do) {
       case "copy":
         await this.#copy(command.to, command.from, command.bytes);
@@ -306,11 +315,14 @@ export class FakeDriver implements GpuDriver {
       case "upload":
         this.#memory.write(command.to, command.bytes);
         break;
-      case "record":
-        this.#handles.get(command.event, "event").state.reachedAtMs = performance.now();
+      case "record": {
+        const { state } = this.#handles.get(command.event, "event");
+        state.reached += 1;
+        state.reachedAtMs = performance.now();
         break;
+      }
       case "await":
-        await this.#reached(command.event);
+        while (command.state.reached < command.record) await pause(1);
         break;
       case "launch":
         this.#handles.get(command.kernel, "kernel").run(this.#memory, command);
@@ -318,12 +330,6 @@ export class FakeDriver implements GpuDriver {
       case "graph":
         throw new InvariantError("a graph was taken apart as it was submitted");
     }
-  }
-
-  /** An event that was never recorded holds nobody up, as on the real GPU. */
-  async #reached(event: EventHandle): Promise<void> {
-    const { state } = this.#handles.get(event, "event");
-    while (state.recorded > 0 && state.reachedAtMs === null) await pause(1);
   }
 
   async #copy(to: DevicePtr, from: DevicePtr, bytes: number): Promise<void> {

@@ -215,6 +215,36 @@ export function gpuContract({ open, backend, skip }: GpuContractOptions): void {
       });
     });
 
+    test("a wait is for the record before it, also when the event is recorded again", async () => {
+      await bench(async ({ driver, context, stream }) => {
+        const other = await driver.openStream(context);
+        const event = await driver.openEvent(context);
+        const memory = await driver.allocate(context, { bytes: 64 * MiB, sharing: "private" });
+        const seen = await driver.allocate(context, { bytes: 256, sharing: "private" });
+        const last = at(memory.address, memory.bytes - 4);
+        // As in a transfer: everything is enqueued before anything is done.
+        for (let round = 1; round <= 8; round += 1) {
+          const fill = {
+            do: "fill",
+            to: memory.address,
+            byte: round,
+            bytes: memory.bytes,
+          } as const;
+          await driver.submit(stream, [fill, { do: "record", event }]);
+          await driver.submit(other, [
+            { do: "await", event },
+            { do: "copy", to: at(seen.address, 4 * round), from: last, bytes: 4 },
+          ]);
+        }
+        await driver.finish(stream, wait);
+        const bytes = await driver.read(other, { address: seen.address, bytes: 36 }, wait);
+        for (let round = 1; round <= 8; round += 1) {
+          // A later fill may have come before the copy, an earlier one may not be seen.
+          assert.ok((bytes[4 * round] ?? 0) >= round, `round ${round} saw ${bytes[4 * round]}`);
+        }
+      });
+    });
+
     test("a kernel of a PTX module runs with its arguments", async () => {
       await bench(async ({ driver, context, stream }) => {
         const { kernel, memory } = await loadFill(driver, context);
