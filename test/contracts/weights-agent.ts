@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// An agent that does nothing but weights, on one Unix socket. As a module it runs in the test's process;
+// run directly it is a process of its own, for tests that kill it. Argument: AgentArguments as JSON.
+
+import { readFileSync } from "node:fs";
+import { CudaDriver } from "../../src/gpu/cuda.ts";
+import { GpuDigester } from "../../src/gpu/digest.ts";
+import { fakeDigestImage, fakeDigestKernels } from "../../src/gpu/digest-reference.ts";
+import type { GpuDriver } from "../../src/gpu/driver.ts";
+import { FakeDriver } from "../../src/gpu/fake.ts";
+import { systemClock } from "../../src/platform/clock.ts";
+import { HandleClient, HandleServer } from "../../src/transport/cuda-ipc.ts";
+import type { Stay } from "../../src/weights/device.ts";
+import { WeightHost } from "../../src/weights/host.ts";
+import { PeerSource } from "../../src/weights/peer.ts";
+import type { PullLimits } from "../../src/weights/pull.ts";
+
+export interface AgentArguments {
+  readonly backend: "cuda" | "fake";
+  readonly socket: string;
+  /** Where the fake's memory lies. */
+  readonly directory: string;
+  /** The fake's copy speed. */
+  readonly bytesPerSecond?: number;
+  readonly readersMax?: number;
+  readonly limits?: Partial<PullLimits>;
+}
+
+export const testLimits: PullLimits = {
+  batchBytes: 256 * 2 ** 20,
+  leaseMs: 30_000,
+  bytesPerSecondMax: Number.POSITIVE_INFINITY,
+  bytesPerSecondMin: 2 ** 20,
+  silenceMsMax: 10_000,
+};
+
+export function openDriver({
+  backend,
+  directory,
+  bytesPerSecond,
+}: Pick<AgentArguments, "backend" | "directory" | "bytesPerSecond">): GpuDriver {
+  if (backend === "cuda") return new CudaDriver();
+  return new FakeDriver({
+    directory,
+    kernels: fakeDigestKernels,
+    ...(bytesPerSecond === undefined ? {} : { bytesPerSecond }),
+  });
+}
+
+export function digestImage(backend: "cuda" | "fake"): Uint8Array {
+  if (backend === "fake") return fakeDigestImage;
+  return readFileSync(new URL("../../kernels/build/relight.sm_90.cubin", import.meta.url));
+}
+
+export class TestAgent implements AsyncDisposable {
+  readonly host: WeightHost;
+  readonly #driver: GpuDriver;
+  readonly #server: HandleServer;
+  readonly #peers: PeerSource[] = [];
+
+  constructor(given: AgentArguments) {
+    const driver = openDriver(given);
+    this.#driver = driver;
+    this.host = new WeightHost({
+      parts: {
+        driver,
+        clock: systemClock,
+        openDigester: (stay: Stay, segmentCountMax: number) =>
+          GpuDigester.open(
+            driver,
+            { handle: stay.context, multiprocessorCount: stay.device.multiprocessorCount },
+            { image: digestImage(given.backend), segmentCountMax },
+          ),
+      },
+      readersMax: given.readersMax ?? 4,
+      limits: { ...testLimits, ...given.limits },
+      digestMsMax: 30_000,
+      drainMsMax: 500,
+      sourcesFor: async (_key, hints) => hints.map((path) => this.#peer(path)),
+    });
+    this.#server = new HandleServer(given.socket, () => this.host.open());
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#server[Symbol.dispose]();
+    for (const peer of this.#peers) peer[Symbol.dispose]();
+    await this.#driver[Symbol.asyncDispose]();
+  }
+
+  #peer(path: string): PeerSource {
+    const connect = () => HandleClient.connect(path);
+    const peer = new PeerSource({ name: path, connect, callMsMax: 2_000 });
+    this.#peers.push(peer);
+    return peer;
+  }
+}
+
+if (import.meta.main) {
+  const agent = new TestAgent(JSON.parse(process.argv[2] ?? "{}") as AgentArguments);
+  process.stdin.on("end", () => void agent[Symbol.asyncDispose]().then(() => process.exit(0)));
+  process.stdin.resume();
+  process.stdout.write("ready\n");
+}
