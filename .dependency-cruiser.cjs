@@ -47,8 +47,15 @@ module.exports = {
       comment: "Only the composition roots name an implementation of a port.",
       severity: "error",
       from: { path: "^src/(artifacts|weights|elastic)/", pathNot: "\\.test\\.ts$" },
-      to: { path: "^src/(store|transport|gpu)/", pathNot: "^src/(store/store|transport/transport|gpu/driver)\\.ts$" },
+      to: {
+        path: "^src/(store|transport|gpu)/",
+        pathNot: "^src/(store/store|transport/transport|gpu/driver)\\.ts$",
+      },
     },
   ],
-  options: { tsPreCompilationDeps: true, exclude: { path: ["\\.test\\.ts$"] }, doNotFollow: { path: "node_modules" } },
+  options: {
+    tsPreCompilationDeps: true,
+    exclude: { path: ["\\.test\\.ts$"] },
+    doNotFollow: { path: "node_modules" },
+  },
 };

@@ -12,8 +12,8 @@ import { type FuzzLimits, type FuzzTarget, fuzz } from "../support/fuzz.ts";
 
 const limits: FuzzLimits = {
   seed: 1,
-  inputCountMax: 3_000,
-  runMsMax: 2_000,
+  inputCountMax: 2_000,
+  runMsMax: 1_000,
   now: () => performance.now(),
 };
 
