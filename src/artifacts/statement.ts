@@ -21,11 +21,11 @@ import type { Signer } from "../trust/keys.ts";
 import type { Policy } from "../trust/policy.ts";
 import { timeMs, timeShape, timeText } from "../trust/time.ts";
 import {
-  decodeManifest,
   encodeManifest,
   type Manifest,
   type ManifestFile,
   manifestLimits,
+  sealForeign,
   type SealedManifest,
 } from "./manifest.ts";
 
@@ -122,10 +122,9 @@ export function decodeStatement(bytes: Buffer): Statement {
   const { subject, predicate } = result.data;
   const { artifactId, family, createdAt, expiresAt, ...rest } = predicate;
   if (timeMs(expiresAt) <= timeMs(createdAt)) invalid("it expires before it was created");
-  const derived = encodeManifest({ family, files: subject.map(fileOf) });
-  if (derived.artifactId !== artifactId)
-    invalid(`its files make artifact ${derived.artifactId}, it says ${artifactId}`);
-  const manifest = decodeManifest(derived.bytes, { artifactId });
+  const manifest = sealForeign({ family, files: subject.map(fileOf) });
+  if (manifest.artifactId !== artifactId)
+    invalid(`its files make artifact ${manifest.artifactId}, it says ${artifactId}`);
   const authorship = { ...rest, createdAt: timeMs(createdAt), expiresAt: timeMs(expiresAt) };
   if (!encodeStatement({ manifest, authorship }).equals(bytes))
     invalid("its spelling is not canonical");
