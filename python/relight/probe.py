@@ -16,6 +16,10 @@ import shutil
 import subprocess
 import sys
 
+# Run by path, so this folder comes first on the path, and its torch.py is not the engine's torch.
+HERE = os.path.dirname(os.path.realpath(__file__))
+sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != HERE]
+
 # Distribution names differ from import names; the first that is installed counts.
 DISTRIBUTIONS = {
     "torch": ["torch"],
