@@ -13,7 +13,8 @@ import { bindHttp, closeHttp, httpServer } from "./http.ts";
 import { createMetrics } from "./metrics.ts";
 import { P2pService } from "./p2p-service.ts";
 import { addHealth, addReflection, type Health } from "./reflection.ts";
-import { type Advanced, Registry, type RegistryLimits } from "./registry.ts";
+import { type Advanced, Registry } from "./registry.ts";
+import type { RegistryLimits } from "./registry-limits.ts";
 import { RelightService } from "./relight-service.ts";
 
 export interface Address {

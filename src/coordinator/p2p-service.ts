@@ -25,7 +25,8 @@ import {
 import { sourceIdOf } from "../protocol/source-id.ts";
 import type { SourceStatus } from "../store/store.ts";
 import { headOf, refOf, statusOf, wireStatusOf } from "./p2p-messages.ts";
-import type { Listed, Registry } from "./registry.ts";
+import type { Registry } from "./registry.ts";
+import type { Listed } from "./standing.ts";
 import { checkIdentity, checkName } from "./validate.ts";
 
 export class P2pService {

@@ -7,7 +7,8 @@ import { offer, sourceHead } from "../../test/support/source-head.ts";
 import { type Code, RelightError } from "../errors.ts";
 import { MemoryStore } from "../store/memory.ts";
 import type { Put, SourceHead, SourceKey, Store, Stored } from "../store/store.ts";
-import { type Publication, Registry, type RegistryLimits } from "./registry.ts";
+import { type Advanced, type Publication, Registry } from "./registry.ts";
+import type { RegistryLimits } from "./registry-limits.ts";
 import type { SourceEvent } from "./watchers.ts";
 
 const signal = new AbortController().signal;
@@ -21,13 +22,11 @@ describe("sessions", () => {
     const { id } = world.hello();
     await world.publish({ sessionId: id });
     for (let beat = 0; beat < 200; beat++) {
-      world.now += 1_000;
+      await world.pass(1_000);
       world.registry.heartbeat(id, 0);
-      await world.registry.advance(signal);
     }
     assert.deepEqual(await world.found(), ["worker-1"]);
-    world.now += 4_001;
-    const advanced = await world.registry.advance(signal);
+    const advanced = await world.pass(4_001);
     assert.equal(advanced.sessionsLost, 1);
     assert.deepEqual(await world.found(), []);
     assert.equal(await world.status(), "stale");
@@ -49,16 +48,14 @@ describe("sessions", () => {
     await world.publish({ sessionId: id });
     world.now += 3_900;
     assert.deepEqual(world.hello(id), { id, resumed: true });
-    world.now += 3_900;
-    await world.registry.advance(signal);
+    await world.pass(3_900);
     assert.deepEqual(await world.found(), ["worker-1"]);
   });
 
   test("hello() after the grace opens a new session", async () => {
     const world = await openWorld();
     const { id } = world.hello();
-    world.now += 4_001;
-    await world.registry.advance(signal);
+    await world.pass(4_001);
     const next = world.hello(id);
     assert.equal(next.resumed, false);
     assert.notEqual(next.id, id);
@@ -105,15 +102,36 @@ describe("sessions", () => {
     const { id } = world.hello();
     await world.publish({ sessionId: id });
     store.isFailing = true;
-    world.now += 4_001;
-    const advanced = await world.registry.advance(signal);
+    const advanced = await world.pass(4_001);
     assert.equal(advanced.failure?.code, "store_unavailable");
     store.isFailing = false;
     assert.deepEqual(await world.found(), []);
     assert.equal((await world.registry.listSource(sourceId, signal))[0]?.head.status, "stale");
-    world.now += 1_001;
-    await world.registry.advance(signal);
+    await world.pass(1_001);
     assert.equal((await store.get(one, signal))?.head.status, "stale");
+  });
+
+  test("a source is withheld when its grace is over, though advance() is late", async () => {
+    const world = await openWorld();
+    const { id } = world.hello();
+    await world.publish({ sessionId: id });
+    world.now += 4_001;
+    assert.deepEqual(await world.found(), []);
+    assert.equal(await world.status(), "stale");
+    assert.equal(world.registry.heartbeat(id, 0), true);
+    assert.deepEqual(await world.found(), ["worker-1"]);
+  });
+
+  test("a stall of the coordinator itself ends no session", async () => {
+    const world = await openWorld();
+    const { id } = world.hello();
+    await world.publish({ sessionId: id });
+    await world.pass(1_000);
+    world.now += 60_000;
+    assert.equal((await world.registry.advance(signal)).sessionsLost, 0);
+    assert.deepEqual(await world.found(), ["worker-1"]);
+    assert.equal((await world.pass(4_001)).sessionsLost, 1);
+    assert.deepEqual(await world.found(), []);
   });
 
   test("withdraw() takes back one source at once, and only the session's own", async () => {
@@ -135,15 +153,11 @@ describe("lifecycle", () => {
   test("a worker without session turns stale after 90 s of silence and is removed after an hour", async () => {
     const world = await openWorld();
     await world.publish({ sessionId: null });
-    world.now += 90_000;
-    assert.equal((await world.registry.advance(signal)).markedStale, 0);
-    world.now += 1;
-    assert.equal((await world.registry.advance(signal)).markedStale, 1);
+    assert.equal((await world.pass(90_000)).markedStale, 0);
+    assert.equal((await world.pass(1)).markedStale, 1);
     assert.equal(await world.status(), "stale");
-    world.now += 3_600_000;
-    assert.equal((await world.registry.advance(signal)).removed, 0);
-    world.now += 1;
-    assert.equal((await world.registry.advance(signal)).removed, 1);
+    assert.equal((await world.pass(3_600_000)).removed, 0);
+    assert.equal((await world.pass(1)).removed, 1);
     assert.equal(await world.status(), undefined);
     assert.equal(world.registry.sourceCount, 0);
   });
@@ -153,7 +167,7 @@ describe("lifecycle", () => {
     const world = await openWorld(store);
     await world.publish({ sessionId: null });
     for (let beat = 0; beat < 20; beat++) {
-      world.now += 30_000;
+      await world.pass(30_000);
       assert.equal(await world.update("ready"), undefined);
       assert.deepEqual(await world.registry.advance(signal), quiet);
     }
@@ -196,11 +210,9 @@ describe("lifecycle", () => {
   test("a record that is stale and then active again gets the short deadline back", async () => {
     const world = await openWorld();
     await world.publish({ sessionId: null });
-    world.now += 90_001;
-    await world.registry.advance(signal);
+    await world.pass(90_001);
     await world.update("ready");
-    world.now += 90_001;
-    assert.equal((await world.registry.advance(signal)).markedStale, 1);
+    assert.equal((await world.pass(90_001)).markedStale, 1);
   });
 });
 
@@ -296,8 +308,7 @@ describe("watch", () => {
     world.registry.watch([sourceId], (event) => events.push(named(event)));
     const { id } = world.hello();
     await world.publish({ sessionId: id });
-    world.now += 4_001;
-    await world.registry.advance(signal);
+    await world.pass(4_001);
     assert.deepEqual(events, ["added worker-1", "removed worker-1"]);
   });
 });
@@ -318,8 +329,7 @@ describe("restart", () => {
     after.registry.heartbeat(kept.id, 0);
     await after.registry.advance(signal);
     assert.deepEqual(await after.found(), ["kept"]);
-    after.now += 90_000;
-    assert.equal((await after.registry.advance(signal)).markedStale, 1);
+    assert.equal((await after.pass(90_000)).markedStale, 1);
     assert.equal(
       (await store.get({ sourceId, workerId: "express" }, signal))?.head.staleBy,
       "timeout",
@@ -331,10 +341,8 @@ describe("restart", () => {
     const before = await openWorld(store, { now: 10_000_000_000 });
     await before.publish({ sessionId: null });
     const after = await openWorld(store, { now: 1_000_000 });
-    after.now += 90_001;
-    await after.registry.advance(signal);
-    after.now += 1;
-    assert.equal((await after.registry.advance(signal)).failure, null);
+    await after.pass(90_001);
+    assert.equal((await after.pass(1)).failure, null);
     assert.equal(await after.status(), "stale");
   });
 
@@ -354,6 +362,8 @@ const quiet = { sessionsLost: 0, markedStale: 0, removed: 0, failure: null };
 
 interface World {
   now: number;
+  /** Lets time pass, with an advance every second as the shell would have more often. */
+  pass(ms: number): Promise<Advanced>;
   readonly registry: Registry;
   hello(sessionId?: string): { id: string; resumed: boolean };
   publish(fields: Partial<Publication>): Promise<void>;
@@ -375,6 +385,21 @@ async function openWorld(
       newSessionId: () => `session-${options.now ?? 0}-${++sessions}`,
       limits: options.limits ?? {},
     }),
+    pass: async (ms) => {
+      let sum: Advanced = quiet;
+      for (const until = world.now + ms; world.now < until; ) {
+        world.now = Math.min(until, world.now + 1_000);
+        const { sessionsLost, markedStale, removed, failure } =
+          await world.registry.advance(signal);
+        sum = {
+          sessionsLost: sum.sessionsLost + sessionsLost,
+          markedStale: sum.markedStale + markedStale,
+          removed: sum.removed + removed,
+          failure: sum.failure ?? failure,
+        };
+      }
+      return sum;
+    },
     hello: (sessionId) =>
       world.registry.hello({ nodeId: "node", agentEndpoint: "", sessionId: sessionId ?? null }),
     publish: (fields) => world.registry.publish(publication(fields), body, signal),

@@ -5,53 +5,23 @@
 // the moment the session ends, before the store has heard of it.
 
 import { asRelightError, RelightError } from "../errors.ts";
-import {
-  type Boot,
-  type Shelf,
-  type SourceHead,
-  type SourceKey,
-  type SourceStatus,
-  type Store,
-  type Stored,
-  type StoredWithBody,
-  shelfOf,
+import type {
+  Boot,
+  SourceHead,
+  SourceKey,
+  SourceStatus,
+  Store,
+  Stored,
+  StoredWithBody,
 } from "../store/store.ts";
 import { Deadlines } from "./deadlines.ts";
-import {
-  type Ages,
-  deadlineOf,
-  due,
-  hear,
-  type LifecycleLimits,
-  lifecycleDefaults,
-  type Word,
-} from "./lifecycle.ts";
+import { Finder, type Found } from "./finder.ts";
+import { deadlineOf, due, hear, type Word } from "./lifecycle.ts";
+import { type RegistryLimits, registryDefaults } from "./registry-limits.ts";
 import { keyText, type Session, Sessions } from "./sessions.ts";
+import { type Listed, Standing } from "./standing.ts";
 import { Turns } from "./turns.ts";
 import { type Listener, Watchers } from "./watchers.ts";
-
-export interface RegistryLimits extends LifecycleLimits {
-  /** How often an agent is asked for a heartbeat. */
-  readonly heartbeatMs: number;
-  /** Silence after which a session ends; with the owner's tick it stays below 5 s. */
-  readonly sessionGraceMs: number;
-  readonly sessionsMax: number;
-  readonly sourcesPerSessionMax: number;
-  /** How many records Find looks at per shelf to choose from; a larger fleet is seen in rotation. */
-  readonly findWindow: number;
-  /** When a write that `advance` needed has failed. */
-  readonly retryMs: number;
-}
-
-export const registryDefaults: RegistryLimits = {
-  ...lifecycleDefaults,
-  heartbeatMs: 1_000,
-  sessionGraceMs: 4_000,
-  sessionsMax: 100_000,
-  sourcesPerSessionMax: 4_096,
-  findWindow: 64,
-  retryMs: 1_000,
-};
 
 export interface RegistryOptions {
   readonly store: Store;
@@ -64,17 +34,6 @@ export interface RegistryOptions {
 /** What a publisher says; the times and the reason of staleness are the registry's. */
 export type Publication = Omit<SourceHead, "updatedAtMs" | "publishedAtMs" | "staleBy">;
 
-export interface Listed {
-  readonly head: SourceHead;
-  /** The last word, of the record's session or its own, in unix milliseconds. */
-  readonly heardMs: number;
-}
-
-export interface Found {
-  readonly head: SourceHead;
-  readonly readers: number;
-}
-
 export interface Advanced {
   readonly sessionsLost: number;
   readonly markedStale: number;
@@ -84,7 +43,6 @@ export interface Advanced {
 }
 
 const duePerAdvanceMax = 1_000;
-const cursorsMax = 10_000;
 const writeAttemptsMax = 16;
 
 export class Registry {
@@ -97,14 +55,17 @@ export class Registry {
   readonly #recordDeadlines = new Deadlines();
   readonly #turns = new Turns();
   readonly #watchers = new Watchers();
-  readonly #cursors = new Map<string, string>();
-  #openedMs = 0;
+  readonly #standing: Standing;
+  readonly #finder: Finder;
+  #advancedMs = Number.POSITIVE_INFINITY;
 
   constructor(options: RegistryOptions) {
     this.limits = { ...registryDefaults, ...options.limits };
     this.#store = options.store;
     this.#now = options.clock.now;
     this.#newSessionId = options.newSessionId;
+    this.#standing = new Standing(this.#sessions, this.#now, this.limits);
+    this.#finder = new Finder(options.store, this.#standing, this.limits.findWindow);
   }
 
   /** Records known, live or stale. */
@@ -121,10 +82,11 @@ export class Registry {
    * period to come back, because while nobody listened silence proves nothing.
    */
   async open(signal: AbortSignal): Promise<void> {
-    this.#openedMs = this.#now();
+    this.#standing.open(this.#now());
     for await (const heads of this.#store.all(signal)) {
       for (const head of heads) this.#recall(head);
     }
+    this.#standing.listenFrom(this.#now());
   }
 
   #recall(head: SourceHead): void {
@@ -177,7 +139,7 @@ export class Registry {
   #openSession(id: string, agent: { nodeId: string; agentEndpoint: string }): Session {
     const { nodeId, agentEndpoint } = agent;
     const session = this.#sessions.open({ id, nodeId, agentEndpoint, now: this.#now() });
-    this.#sessionDeadlines.add(id, session.heardMs + this.limits.sessionGraceMs);
+    this.#sessionDeadlines.add(id, this.#standing.endOf(session));
     return session;
   }
 
@@ -347,13 +309,15 @@ export class Registry {
   }
 
   #file(head: SourceHead): void {
-    this.#recordDeadlines.add(keyText(head), deadlineOf(head, this.#agesOf(head), this.limits));
+    this.#recordDeadlines.add(
+      keyText(head),
+      deadlineOf(head, this.#standing.agesOf(head), this.limits),
+    );
   }
 
   #announce(before: SourceHead | undefined, after: SourceHead, published: boolean): void {
-    const now = this.#now();
-    const was = before !== undefined && this.#isOffered(before, now);
-    const is = this.#isOffered(after, now);
+    const was = before !== undefined && this.#standing.isOffered(before);
+    const is = this.#standing.isOffered(after);
     if (is && (published || !was)) {
       this.#watchers.tell({ type: was ? "updated" : "added", head: after });
     } else if (was && !is) {
@@ -365,23 +329,18 @@ export class Registry {
 
   async read(key: SourceKey, signal: AbortSignal): Promise<(StoredWithBody & Listed) | undefined> {
     const stored = await this.#store.read(key, signal);
-    return (
-      stored && {
-        ...stored,
-        head: this.#asSeen(stored.head),
-        heardMs: this.#heardOrWritten(stored.head),
-      }
-    );
+    return stored && { ...stored, ...this.#standing.listed(stored.head) };
   }
 
   async listSource(sourceId: string, signal: AbortSignal): Promise<readonly Listed[]> {
     const heads = await this.#store.ofSource(sourceId, signal);
-    return heads.map((head) => this.#listed(head));
+    return heads.map((head) => this.#standing.listed(head));
   }
 
   async *listAll(signal: AbortSignal): AsyncIterable<readonly Listed[]> {
-    for await (const heads of this.#store.all(signal))
-      yield heads.map((head) => this.#listed(head));
+    for await (const heads of this.#store.all(signal)) {
+      yield heads.map((head) => this.#standing.listed(head));
+    }
   }
 
   /** Whether silence has lasted too long for a record to be offered as READY. */
@@ -390,77 +349,21 @@ export class Registry {
   }
 
   /** Complete sources first, then those with the fewest readers, then in rotation. */
-  async find(
+  find(
     sourceId: string,
-    options: { excludeWorkerId: string; limit: number },
+    options: { readonly excludeWorkerId: string; readonly limit: number },
     signal: AbortSignal,
   ): Promise<readonly Found[]> {
-    const complete = await this.#candidates(sourceId, "complete", options, signal);
-    if (complete.length >= options.limit) return complete.slice(0, options.limit);
-    const partial = await this.#candidates(sourceId, "partial", options, signal);
-    return [...complete, ...partial].slice(0, options.limit);
+    return this.#finder.find(sourceId, options, signal);
   }
 
-  async #candidates(
-    sourceId: string,
-    shelf: Shelf,
-    options: { excludeWorkerId: string },
-    signal: AbortSignal,
-  ): Promise<readonly Found[]> {
-    const heads = await this.#window(sourceId, shelf, signal);
-    const now = this.#now();
-    const offered = heads.filter(
-      (head) => head.workerId !== options.excludeWorkerId && this.#isOffered(head, now),
-    );
-    const found = offered.map((head) => ({ head, readers: this.readersOf(head) }));
-    return found.sort((a, b) => a.readers - b.readers);
-  }
-
-  /** Up to `findWindow` records of a shelf, beginning one further with every call. */
-  async #window(
-    sourceId: string,
-    shelf: Shelf,
-    signal: AbortSignal,
-  ): Promise<readonly SourceHead[]> {
-    const limit = this.limits.findWindow;
-    const cursor = `${sourceId}/${shelf}`;
-    const after = this.#cursors.get(cursor) ?? "";
-    const page = await this.#store.onShelf({ sourceId, shelf, after, limit }, signal);
-    if (after === "" || page.length === limit) return this.#turned(cursor, page);
-    const wrapped = await this.#store.onShelf({ sourceId, shelf, after: "", limit }, signal);
-    const seen = new Set(page.map(({ workerId }) => workerId));
-    const rest = wrapped.filter(({ workerId }) => !seen.has(workerId));
-    return this.#turned(cursor, [...page, ...rest].slice(0, limit));
-  }
-
-  #turned(cursor: string, heads: readonly SourceHead[]): readonly SourceHead[] {
-    this.#cursors.delete(cursor);
-    if (heads[0] !== undefined) this.#cursors.set(cursor, heads[0].workerId);
-    for (const oldest of this.#cursors.keys()) {
-      if (this.#cursors.size <= cursorsMax) break;
-      this.#cursors.delete(oldest);
-    }
-    return heads;
-  }
-
-  /** By the last heartbeat of the session that vouches for the record. */
   readersOf(head: SourceHead): number {
-    return head.sessionId === null ? 0 : (this.#sessions.get(head.sessionId)?.readers ?? 0);
+    return this.#standing.readersOf(head);
   }
 
-  /** Everything that Find may answer for an id. */
-  async *offers(sourceId: string, signal: AbortSignal): AsyncIterable<readonly SourceHead[]> {
-    const limit = 500;
-    for (const shelf of ["complete", "partial"] as const) {
-      for (let after: string | undefined = ""; after !== undefined; ) {
-        const page: readonly SourceHead[] = await this.#store.onShelf(
-          { sourceId, shelf, after, limit },
-          signal,
-        );
-        yield page.filter((head) => this.#isOffered(head, this.#now()));
-        after = page.length < limit ? undefined : page.at(-1)?.workerId;
-      }
-    }
+  /** Everything that `find` may answer for an id. */
+  offers(sourceId: string, signal: AbortSignal): AsyncIterable<readonly SourceHead[]> {
+    return this.#finder.offers(sourceId, signal);
   }
 
   /** Tells of every change of what Find may answer, from now until the returned function is called. */
@@ -480,45 +383,17 @@ export class Registry {
     return this.#store.probe(signal);
   }
 
-  #isOffered(head: SourceHead, now: number): boolean {
-    const fresh = now - this.#heardMs(head) <= this.limits.heartbeatTimeoutMs;
-    return shelfOf(head) !== null && fresh;
-  }
-
-  #agesOf(head: SourceHead): Ages {
-    // A record from the future was written before the clock was set back; it ages from the opening.
-    const writtenMs = head.updatedAtMs <= this.#now() ? head.updatedAtMs : this.#openedMs;
-    if (head.sessionId === null) return { heardMs: writtenMs, writtenMs };
-    const session = this.#sessions.get(head.sessionId);
-    if (session === undefined) return { heardMs: Number.NEGATIVE_INFINITY, writtenMs };
-    return { heardMs: Math.max(session.heardMs, writtenMs), writtenMs };
-  }
-
-  #heardMs(head: SourceHead): number {
-    return this.#agesOf(head).heardMs;
-  }
-
-  #listed(head: SourceHead): Listed {
-    return { head: this.#asSeen(head), heardMs: this.#heardOrWritten(head) };
-  }
-
-  #heardOrWritten(head: SourceHead): number {
-    const { heardMs, writtenMs } = this.#agesOf(head);
-    return Math.max(heardMs, writtenMs);
-  }
-
-  /** A record whose session has ended is stale from that moment, though the store may not say so. */
-  #asSeen(head: SourceHead): SourceHead {
-    const vouched = this.#heardMs(head) !== Number.NEGATIVE_INFINITY;
-    return vouched || head.status === "stale"
-      ? head
-      : { ...head, status: "stale", staleBy: "session" };
-  }
-
   // Time
 
-  /** Ends silent sessions, marks silent records stale and removes old ones: what is due, no more. */
+  /**
+   * Ends silent sessions, marks silent records stale and removes old ones: what is due, no more. To be
+   * called several times a second; a longer pause than `stallMs` gives every session its grace anew.
+   */
   async advance(signal: AbortSignal): Promise<Advanced> {
+    const now = this.#now();
+    // The heartbeats of a stall wait in the sockets: silence of its own making proves nothing.
+    if (now - this.#advancedMs > this.limits.stallMs) this.#standing.listenFrom(now);
+    this.#advancedMs = now;
     const sessions = await this.#advanceSessions(signal);
     const records = await this.#advanceRecords(signal);
     return { ...sessions, ...records, failure: sessions.failure ?? records.failure };
@@ -536,7 +411,7 @@ export class Registry {
     ) {
       const session = this.#sessions.get(id);
       if (session === undefined) continue;
-      const untilMs = session.heardMs + this.limits.sessionGraceMs;
+      const untilMs = this.#standing.endOf(session);
       if (now <= untilMs) this.#sessionDeadlines.add(id, untilMs);
       else lost.push(session);
     }
@@ -588,7 +463,7 @@ export class Registry {
       const stored = await this.#store.get(key, signal);
       if (stored === undefined) return "gone";
       const { head } = stored;
-      const next = due(head, this.#agesOf(head), this.#now(), this.limits);
+      const next = due(head, this.#standing.agesOf(head), this.#now(), this.limits);
       if (next.type === "wait") {
         this.#recordDeadlines.add(keyText(key), next.untilMs);
         return "wait";

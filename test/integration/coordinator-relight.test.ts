@@ -185,11 +185,13 @@ describe("sessions", () => {
     const before = session.id;
     await client.publish(publication({ sessionId: before }), within());
     const changes = recorded(session.onChange.bind(session));
+    const events: WatchEvent[] = [];
+    const stop = new AbortController();
+    const watching = fixture.client.watch([identity], (event) => events.push(event), stop.signal);
     proxy.refuse(true);
-    await until(async () => {
-      const [found] = await fixture.client.find([identity], {}, within());
-      return found?.length === 0 ? true : undefined;
-    });
+    await until(async () => events.find(({ type }) => type === "removed"));
+    stop.abort();
+    await watching;
     proxy.refuse(false);
     const restored = await until(async () => changes.find(({ type }) => type === "restored"));
     assert.deepEqual(restored, { type: "restored", resumed: false, sessionId: session.id });
