@@ -53,10 +53,6 @@ export interface Coordinator extends AsyncDisposable {
   stop(): Promise<void>;
 }
 
-/** Loopback, as the issue asks: another address is the operator's decision. */
-export const grpcAddressDefault: Address = { host: "127.0.0.1", port: 8001 };
-export const httpAddressDefault: Address = { host: "127.0.0.1", port: 8002 };
-
 const budgetMsDefault = 10_000;
 const recallMsMax = 300_000;
 const drainMs = 500;
