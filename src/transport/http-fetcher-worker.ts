@@ -20,8 +20,8 @@ import type { StagedPiece } from "./staged-piece.ts";
 import { toPlainError } from "./worker.ts";
 
 /** Verified pieces are told in groups: one message for each would cost more than the piece. */
-const groupPiecesMax = 128;
-const groupMsMax = 20;
+const groupPiecesMax = 1_000;
+const groupMsMax = 50;
 const checkMs = 100;
 /** Unused connections beyond this are closed. */
 const idleMax = 16;

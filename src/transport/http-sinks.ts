@@ -6,7 +6,7 @@ import { RelightError } from "../errors.ts";
 import type { BodySink } from "./http-connection.ts";
 import { frameBytes, readFrame } from "./http-frame.ts";
 import type { ResponseHead } from "./http-head.ts";
-import { IncomingPiece, type StagedPiece } from "./staged-piece.ts";
+import { PieceIntake, type StagedPiece } from "./staged-piece.ts";
 
 /** Gathers a body of at most `bytesMax`. Memory grows with what has arrived, not with what is announced. */
 export class GatherSink implements BodySink {
@@ -54,7 +54,7 @@ export class PieceSink implements BodySink {
   readonly refused: number[] = [];
   #next = 0;
   #partBytes = frameBytes;
-  #incoming: IncomingPiece | null = null;
+  readonly #intake = new PieceIntake();
 
   constructor(wanted: readonly StagedPiece[], onVerified: (piece: StagedPiece) => void) {
     this.#wanted = wanted;
@@ -102,19 +102,16 @@ export class PieceSink implements BodySink {
     const isFitting = frame.length === wanted.length || (frame.isRefused && frame.length === 0);
     if (!isFitting) refuse(`piece ${frame.piece} has ${frame.length} bytes, want ${wanted.length}`);
     const partBytes = frameBytes + frame.length;
-    const incoming = frame.isRefused ? null : (this.#incoming ?? new IncomingPiece(wanted));
     if (bytes.length < partBytes) {
       this.#partBytes = partBytes;
-      this.#incoming = incoming;
-      incoming?.arrived(bytes.subarray(frameBytes));
+      if (!frame.isRefused) this.#intake.arrived(bytes.subarray(frameBytes));
       return 0;
     }
     this.#next++;
-    this.#incoming = null;
-    if (incoming === null) {
+    if (frame.isRefused) {
       this.refused.push(frame.piece);
     } else {
-      incoming.accept(bytes.subarray(frameBytes, partBytes));
+      this.#intake.accept(bytes.subarray(frameBytes, partBytes), wanted);
       this.#onVerified(wanted);
     }
     return partBytes;

@@ -10,7 +10,7 @@ import { assert, RelightError } from "../errors.ts";
 import { packFiles, packOffer } from "./offer-table.ts";
 import { openOffered, readFully } from "./offered-file.ts";
 import { ServedArtifact } from "./served-artifact.ts";
-import { IncomingPiece } from "./staged-piece.ts";
+import { PieceIntake } from "./staged-piece.ts";
 import {
   type Offer,
   type OfferedFile,
@@ -189,7 +189,7 @@ function accept(number: number, bytes: Buffer, into: PieceOrder["into"]): void {
   const piece = into.pieces[number];
   const file = piece === undefined ? undefined : into.files[piece.fileIndex];
   assert(piece !== undefined && file !== undefined, "an order names pieces of its staging");
-  new IncomingPiece({
+  new PieceIntake().accept(bytes, {
     piece: number,
     path: `${into.root}/${file.path}`,
     fileBytes: file.size,
@@ -197,7 +197,7 @@ function accept(number: number, bytes: Buffer, into: PieceOrder["into"]): void {
     offset: piece.offset,
     length: piece.length,
     digest: piece.digest,
-  }).accept(bytes);
+  });
   into.have.add(number);
 }
 

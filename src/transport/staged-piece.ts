@@ -27,28 +27,24 @@ const { O_WRONLY, O_CREAT, O_TRUNC, O_NOFOLLOW } = fs.constants;
 const hashBytesMin = 128 * KiB;
 
 /**
- * One piece on its way in. It is hashed as its bytes arrive, while they are still in the processor's
- * cache, and written when the digest is the promised one.
+ * Takes pieces in, one after the other. Each is hashed as its bytes arrive, while they are still in the
+ * processor's cache, and written when the digest is the promised one. One hash object serves all: making
+ * one for each small file costs twice what hashing the file does (bench/artifacts.ts).
  */
-export class IncomingPiece {
-  readonly #want: StagedPiece;
+export class PieceIntake {
   readonly #hasher = new Blake3Hasher();
+  /** Bits that the process's umask takes away from a file it makes. */
+  readonly #umask = process.umask();
   #hashed = 0;
 
-  constructor(want: StagedPiece) {
-    this.#want = want;
-  }
-
-  /** `bytes` begins where the piece begins and may be longer than the last time. */
+  /** `bytes` is the beginning of the next piece, longer each time. */
   arrived(bytes: Buffer): void {
     if (bytes.length - this.#hashed >= hashBytesMin) this.#hash(bytes);
   }
 
-  /** All of it is there. @throws RelightError `digest_mismatch`, before anything is written, or a `disk_` code. */
-  accept(bytes: Buffer): void {
-    this.#hash(bytes);
-    const want = this.#want;
-    const got = this.#hasher.digest("hex");
+  /** All of the piece. @throws RelightError `digest_mismatch`, before anything is written, or a `disk_` code. */
+  accept(bytes: Buffer, want: StagedPiece): void {
+    const got = this.#finish(bytes);
     if (got !== want.digest) {
       throw new RelightError(
         "digest_mismatch",
@@ -57,7 +53,7 @@ export class IncomingPiece {
       );
     }
     try {
-      writePiece(bytes, want);
+      this.#write(bytes, want);
     } catch (error) {
       throw fromNodeError(error, `write "${want.path}"`);
     }
@@ -67,18 +63,25 @@ export class IncomingPiece {
     if (bytes.length > this.#hashed) this.#hasher.update(bytes.subarray(this.#hashed));
     this.#hashed = bytes.length;
   }
-}
 
-function writePiece(bytes: Buffer, want: StagedPiece): void {
-  const handle = openStaged(want);
-  try {
-    for (let done = 0; done < bytes.length; ) {
-      done += fs.writeSync(handle, bytes, done, bytes.length - done, want.offset + done);
+  #finish(bytes: Buffer): string {
+    this.#hash(bytes);
+    const digest = this.#hasher.digest("hex");
+    this.#hasher.reset();
+    this.#hashed = 0;
+    return digest;
+  }
+
+  #write(bytes: Buffer, want: StagedPiece): void {
+    const handle = openStaged(want);
+    try {
+      for (let done = 0; done < bytes.length; ) {
+        done += fs.writeSync(handle, bytes, done, bytes.length - done, want.offset + done);
+      }
+      if (want.offset === 0 && (want.mode & this.#umask) !== 0) fs.fchmodSync(handle, want.mode);
+    } finally {
+      fs.closeSync(handle);
     }
-    // The process's umask may have taken bits away that the manifest names.
-    if (want.offset === 0 && (want.mode & umask()) !== 0) fs.fchmodSync(handle, want.mode);
-  } finally {
-    fs.closeSync(handle);
   }
 }
 
@@ -92,8 +95,4 @@ function openStaged(want: StagedPiece): number {
     fs.mkdirSync(path.dirname(want.path), { recursive: true, mode: 0o755 });
     return fs.openSync(want.path, flags, want.mode);
   }
-}
-
-function umask(): number {
-  return process.umask();
 }
