@@ -12,7 +12,7 @@ import { type Dtype, itemBytes, rowCount, spanBytes, type Tensor } from "./tenso
 export const tensorCountMax = 500_000;
 export const allocationCountMax = 100_000;
 export const rowCountMax = 1_000_000;
-const nameBytesMax = 1_024;
+const namePattern = /^[^\p{Cc}]{1,1024}$/u;
 const dimensionCountMax = 16;
 const lengthMax = 2 ** 48; // Sixteen of them multiply to a finite number.
 const allocationBytesMax = 2 ** 44;
@@ -87,24 +87,27 @@ export function parseManifest(value: unknown): WeightManifest {
  */
 export function layoutFingerprint(layout: WeightLayout): string {
   const lines = layout.tensors.map(tensorLine).sort();
-  const { model, revision, state, arch, coordinate } = layout;
-  const head = JSON.stringify([1, model, revision, state, arch, coordinateKey(coordinate)]);
-  return blake3Hex(Buffer.from([head, ...lines].join("\n")));
+  return blake3Hex(Buffer.from(`${headLine(layout)}\n${lines.join("\n")}`));
 }
 
-/** The seed of every digest of this layout: the same for all its sources, so digests compare. */
+/** The seed of every digest of this part of this model: the same for all sources, so digests compare. */
 export function digestSeed(layout: WeightLayout): bigint {
-  return BigInt(`0x${layoutFingerprint(layout).slice(0, 16)}`);
+  return BigInt(`0x${blake3Hex(Buffer.from(headLine(layout))).slice(0, 16)}`);
 }
 
 /** Names one set of values of one layout, whatever source and generation it comes from. */
 export function contentId(manifest: WeightManifest): string {
   const lines = manifest.tensors.map((tensor, i) => `${tensorLine(tensor)} ${manifest.digests[i]}`);
-  return blake3Hex(Buffer.from([layoutFingerprint(manifest), ...lines.sort()].join("\n")));
+  return blake3Hex(Buffer.from(`${headLine(manifest)}\n${lines.sort().join("\n")}`));
 }
 
+function headLine({ model, revision, state, arch, coordinate }: WeightLayout): string {
+  return JSON.stringify([1, model, revision, state, arch, coordinateKey(coordinate)]);
+}
+
+/** One line for one tensor: names have no line breaks, and what follows them no spaces. */
 function tensorLine({ name, dtype, shape, stride }: Tensor): string {
-  return JSON.stringify([name, dtype, shape, stride]);
+  return `${name} ${dtype} ${shape} ${stride}`;
 }
 
 interface Unchecked {
@@ -127,8 +130,8 @@ function checkTensor(value: unknown, where: string): Tensor {
   if (typeof value !== "object" || value === null) throw invalid(`${where} is no object`);
   const fields = value as Readonly<Record<string, unknown>>;
   const { name, kind, dtype, shape, stride, allocation, offsetBytes } = fields;
-  if (typeof name !== "string" || name === "" || name.length > nameBytesMax) {
-    throw invalid(`${where} has no name of at most ${nameBytesMax} characters`);
+  if (typeof name !== "string" || !namePattern.test(name)) {
+    throw invalid(`${where} has no name of 1 to 1024 printable characters`);
   }
   if (kind !== "parameter" && kind !== "buffer" && kind !== "derived") {
     throw invalid(`"${name}" is of no known kind`);

@@ -40,9 +40,11 @@ function headDifference(source: WeightLayout, target: WeightLayout): string | nu
 }
 
 function tensorDifference(offered: Tensor, wanted: Tensor): string | null {
-  for (const field of ["dtype", "shape", "stride"] as const) {
-    const [have, want] = [`${offered[field]}`, `${wanted[field]}`];
-    if (have !== want) return `${field} ${have}, wanted ${want}`;
+  if (offered.dtype !== wanted.dtype) return `dtype ${offered.dtype}, wanted ${wanted.dtype}`;
+  for (const field of ["shape", "stride"] as const) {
+    const [have, want] = [offered[field], wanted[field]];
+    const isSame = have.length === want.length && have.every((one, axis) => one === want[axis]);
+    if (!isSame) return `${field} ${have}, wanted ${want}`;
   }
   return null;
 }
@@ -77,12 +79,15 @@ function checkAliases(
 
 /** Equal for tensors that are made of the same bytes of the same allocation. */
 export function placeKey(tensor: Tensor): string {
-  return `${tensor.allocation} ${JSON.stringify(rowBlocks(tensor).map(blockKey))}`;
-}
-
-function blockKey(block: ReturnType<typeof rowBlocks>[number]): number[] {
-  const { offsetBytes, rowBytes, rows, pitchBytes } = block;
-  return [offsetBytes, rowBytes, rows, pitchBytes];
+  const blocks = rowBlocks(tensor);
+  let key = `${tensor.allocation}`;
+  for (const { offsetBytes, rowBytes, rows, pitchBytes } of blocks) {
+    key +=
+      rows === 1
+        ? ` ${offsetBytes}+${rowBytes}`
+        : ` ${offsetBytes}+${rowBytes}*${rows}/${pitchBytes}`;
+  }
+  return key;
 }
 
 function mismatch(difference: string): RelightError {

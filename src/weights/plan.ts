@@ -74,7 +74,12 @@ export function planTransfer(
 /** A copy, and which tensors are whole when everything up to `endBytes` of it has arrived. */
 interface Piece {
   readonly copy: PlannedCopy;
-  readonly completes: readonly { readonly tensor: number; readonly endBytes: number }[];
+  readonly completes: readonly Completion[];
+}
+
+interface Completion {
+  readonly tensor: number;
+  readonly endBytes: number;
 }
 
 /** Pairs whose target tensors are the same bytes, so that these are copied once. */
@@ -132,32 +137,37 @@ function coalesce(runs: readonly Piece[]): Piece[] {
       one.copy.from.allocation - other.copy.from.allocation ||
       one.copy.from.offsetBytes - other.copy.from.offsetBytes,
   );
-  const joined: { copy: PlannedCopy; completes: Piece["completes"][number][] }[] = [];
-  for (const next of sorted) {
+  const joined: { copy: PlannedCopy; rowBytes: number; completes: Completion[] }[] = [];
+  for (const { copy, completes } of sorted) {
     const last = joined.at(-1);
-    const gap = last === undefined ? null : gapBetween(last.copy, next.copy);
+    const gap = last === undefined ? null : gapBetween(last, copy);
     if (last === undefined || gap === null) {
-      joined.push({ copy: next.copy, completes: [...next.completes] });
+      joined.push({ copy, rowBytes: copy.rowBytes, completes: [...completes] });
       continue;
     }
-    const before = last.copy.rowBytes + gap;
-    const rowBytes = before + next.copy.rowBytes;
-    last.copy = { ...last.copy, rowBytes, fromPitchBytes: rowBytes, toPitchBytes: rowBytes };
-    for (const { tensor, endBytes } of next.completes) {
+    const before = last.rowBytes + gap;
+    last.rowBytes = before + copy.rowBytes;
+    for (const { tensor, endBytes } of completes) {
       last.completes.push({ tensor, endBytes: before + endBytes });
     }
   }
-  return joined;
+  return joined.map(({ copy, rowBytes, completes }) => ({
+    copy: { ...copy, rowBytes, fromPitchBytes: rowBytes, toPitchBytes: rowBytes },
+    completes,
+  }));
 }
 
 /** How many bytes of nobody lie between two copies on both sides, or `null` when they do not join. */
-function gapBetween(before: PlannedCopy, after: PlannedCopy): number | null {
+function gapBetween(
+  { copy: before, rowBytes }: { readonly copy: PlannedCopy; readonly rowBytes: number },
+  after: PlannedCopy,
+): number | null {
   const sameAllocations =
     before.from.allocation === after.from.allocation &&
     before.to.allocation === after.to.allocation;
   if (!sameAllocations) return null;
-  const fromEnd = before.from.offsetBytes + before.rowBytes;
-  const toEnd = before.to.offsetBytes + before.rowBytes;
+  const fromEnd = before.from.offsetBytes + rowBytes;
+  const toEnd = before.to.offsetBytes + rowBytes;
   const gap = after.from.offsetBytes - fromEnd;
   if (gap < 0 || gap !== after.to.offsetBytes - toEnd || gap >= roundingBytes) return null;
   if (gap === 0) return 0;
@@ -183,10 +193,11 @@ function cutBatches(pieces: readonly Piece[], batchBytes: number): Batch[] {
       }
       push(copy);
       done += copyBytes(copy);
-      for (const { tensor, endBytes } of piece.completes.slice(completed)) {
-        if (endBytes > done) break;
-        open.tensors.push(tensor);
+      for (let next = piece.completes[completed]; next !== undefined; ) {
+        if (next.endBytes > done) break;
+        open.tensors.push(next.tensor);
         completed += 1;
+        next = piece.completes[completed];
       }
     }
   }
