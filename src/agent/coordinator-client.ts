@@ -82,6 +82,21 @@ export type WatchEvent =
   | { readonly type: "removed"; readonly sourceId: string; readonly workerId: string }
   | { readonly type: "snapshot_done" };
 
+export interface Withdrawal {
+  readonly sessionId: string;
+  readonly workerId: string;
+  /** Absent: everything that the session published for the worker. */
+  readonly sourceId?: string;
+}
+
+export interface StatusUpdate {
+  readonly sourceId: string;
+  readonly workerId: string;
+  /** As published; 0 when it was not said. */
+  readonly workerRank?: number;
+  readonly status: "initializing" | "ready" | "stale";
+}
+
 export interface CoordinatorClient extends AsyncDisposable {
   /** Per identity, in order, best source first. */
   find(
@@ -91,20 +106,8 @@ export interface CoordinatorClient extends AsyncDisposable {
   ): Promise<readonly (readonly FoundSource[])[]>;
   openSession(hello: SessionHello, signal: AbortSignal): Promise<Session>;
   publish(publication: Publication, signal: AbortSignal): Promise<{ readonly sourceId: string }>;
-  /** Without `sourceId`: everything that the session published for the worker. */
-  withdraw(
-    what: { readonly sessionId: string; readonly workerId: string; readonly sourceId?: string },
-    signal: AbortSignal,
-  ): Promise<{ readonly withdrawn: number }>;
-  updateStatus(
-    update: {
-      readonly sourceId: string;
-      readonly workerId: string;
-      readonly workerRank?: number;
-      readonly status: "initializing" | "ready" | "stale";
-    },
-    signal: AbortSignal,
-  ): Promise<void>;
+  withdraw(what: Withdrawal, signal: AbortSignal): Promise<{ readonly withdrawn: number }>;
+  updateStatus(update: StatusUpdate, signal: AbortSignal): Promise<void>;
   /** Runs until the signal aborts (then it resolves) or the stream fails (then it rejects). */
   watch(
     identities: readonly Identity[],
@@ -205,23 +208,12 @@ class GrpcCoordinatorClient implements CoordinatorClient {
     return { sourceId };
   }
 
-  async withdraw(
-    what: { readonly sessionId: string; readonly workerId: string; readonly sourceId?: string },
-    signal: AbortSignal,
-  ): Promise<{ readonly withdrawn: number }> {
+  async withdraw(what: Withdrawal, signal: AbortSignal): Promise<{ readonly withdrawn: number }> {
     const { withdrawn } = await this.#unary(Coordinator.method.withdraw, what, signal);
     return { withdrawn };
   }
 
-  async updateStatus(
-    update: {
-      readonly sourceId: string;
-      readonly workerId: string;
-      readonly workerRank?: number;
-      readonly status: "initializing" | "ready" | "stale";
-    },
-    signal: AbortSignal,
-  ): Promise<void> {
+  async updateStatus(update: StatusUpdate, signal: AbortSignal): Promise<void> {
     const { sourceId: mxSourceId, workerId, workerRank = 0 } = update;
     const status = wireStatus[update.status];
     const request = { mxSourceId, workerId, workerRank, status };

@@ -5,7 +5,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
-import { type Code, RelightError } from "../errors.ts";
+import { rejectsWith } from "../../test/support/rejects.ts";
+import { RelightError } from "../errors.ts";
 import {
   GetMetadataRequestSchema,
   GetMetadataResponseSchema,
@@ -142,8 +143,4 @@ function brokenStore(): Store {
     probe: fail,
     [Symbol.asyncDispose]: async () => {},
   };
-}
-
-async function rejectsWith(code: Code, promise: Promise<unknown>): Promise<void> {
-  await assert.rejects(promise, (error) => error instanceof RelightError && error.code === code);
 }

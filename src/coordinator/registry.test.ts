@@ -3,8 +3,9 @@
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
+import { rejectsWith } from "../../test/support/rejects.ts";
 import { offer, sourceHead } from "../../test/support/source-head.ts";
-import { type Code, RelightError } from "../errors.ts";
+import { RelightError } from "../errors.ts";
 import { MemoryStore } from "../store/memory.ts";
 import type { Put, SourceHead, SourceKey, Store, Stored } from "../store/store.ts";
 import { type Advanced, type Publication, Registry } from "./registry.ts";
@@ -422,10 +423,6 @@ function publication(fields: Partial<Publication>): Publication {
 function named(event: SourceEvent): string {
   const { workerId } = event.type === "removed" ? event.key : event.head;
   return `${event.type} ${workerId}`;
-}
-
-async function rejectsWith(code: Code, promise: Promise<unknown>): Promise<void> {
-  await assert.rejects(promise, (error) => error instanceof RelightError && error.code === code);
 }
 
 /** Every call takes a few turns of the loop, so that overlapping calls really overlap. */

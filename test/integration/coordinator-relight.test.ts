@@ -14,8 +14,9 @@ import {
   type WatchEvent,
 } from "../../src/agent/coordinator-client.ts";
 import { startCoordinator } from "../../src/coordinator/main.ts";
-import { type Code, RelightError } from "../../src/errors.ts";
+import { RelightError } from "../../src/errors.ts";
 import { coordinatorFixture, loopback, publication } from "../support/coordinator.ts";
+import { rejectsWith } from "../support/rejects.ts";
 import { temporaryFolder } from "../support/temporary-folder.ts";
 
 const identity: Identity = { modelName: "org/model", mxSourceType: 4 };
@@ -405,10 +406,6 @@ async function until<Value>(look: () => Promise<Value | undefined>): Promise<Val
     await sleep(20);
   }
   throw new Error("it did not happen in time");
-}
-
-async function rejectsWith(code: Code, promise: Promise<unknown>): Promise<void> {
-  await assert.rejects(promise, (error) => error instanceof RelightError && error.code === code);
 }
 
 interface Cuttable extends AsyncDisposable {

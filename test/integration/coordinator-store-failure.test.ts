@@ -4,10 +4,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Identity } from "../../src/agent/coordinator-client.ts";
-import { type Code, RelightError } from "../../src/errors.ts";
+import { RelightError } from "../../src/errors.ts";
 import { MemoryStore } from "../../src/store/memory.ts";
 import type { SourceHead, Store } from "../../src/store/store.ts";
 import { coordinatorFixture, loopback, publication } from "../support/coordinator.ts";
+import { rejectsWith } from "../support/rejects.ts";
 
 const identity: Identity = { modelName: "org/model", mxSourceType: 4 };
 const within = (): AbortSignal => AbortSignal.timeout(20_000);
@@ -70,7 +71,6 @@ for (const mood of ["failing", "hanging"] as const) {
     await rejectsWith(
       "store_unavailable",
       client.watch([identity], () => {}, within()),
-      mood,
     );
     assert.equal(await ready(), 503);
     assert.equal((await fetch(`${coordinator.httpUrl}/healthz`, { signal: within() })).status, 200);
@@ -78,12 +78,4 @@ for (const mood of ["failing", "hanging"] as const) {
     assert.equal((await client.find([identity], {}, within()))[0]?.length, 1);
     assert.equal(await ready(), 200);
   });
-}
-
-async function rejectsWith(code: Code, promise: Promise<unknown>, what = ""): Promise<void> {
-  await assert.rejects(
-    promise,
-    (error) => error instanceof RelightError && error.code === code,
-    what,
-  );
 }

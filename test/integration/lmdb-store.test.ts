@@ -6,10 +6,10 @@ import assert from "node:assert/strict";
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { after, test } from "node:test";
 import { open as openRaw } from "lmdb";
-import { type Code, RelightError } from "../../src/errors.ts";
 import { openLmdbStore } from "../../src/store/lmdb.ts";
 import type { Store } from "../../src/store/store.ts";
 import { storeContract } from "../contracts/store.ts";
+import { rejectsWith } from "../support/rejects.ts";
 import { boot, sourceHead } from "../support/source-head.ts";
 import { temporaryFolder } from "../support/temporary-folder.ts";
 
@@ -116,8 +116,4 @@ function scrambled(bytes: Buffer, from: number): Buffer {
   const last = from < 8_192 ? 8_192 : bytes.length;
   for (let at = from; at < last; at += 5) bytes[at] = (bytes[at] ?? 0) ^ 0x55;
   return bytes;
-}
-
-async function rejectsWith(code: Code, promise: Promise<unknown>): Promise<void> {
-  await assert.rejects(promise, (error) => error instanceof RelightError && error.code === code);
 }
