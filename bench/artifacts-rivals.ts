@@ -112,14 +112,16 @@ export class RivalDaemons implements AsyncDisposable {
   }
 }
 
+const streamTool = "iperf3";
+
 /** GiB/s of a raw stream over loopback with two connections; null without iperf3. */
 export async function loopbackSpeed(): Promise<number | null> {
-  if (!has("iperf3")) return null;
+  if (!has(streamTool)) return null;
   const port = `${await freePort()}`;
-  start("iperf3", ["-s", "-1", "-D", "-p", port]);
+  start(streamTool, ["-s", "-1", "-D", "-p", port]);
   const words = ["-c", "127.0.0.1", "-p", port, "-P", "2", "-t", "2", "-J"];
   for (let attempt = 0; attempt < 20; attempt++) {
-    const { status, stdout } = spawnSync("iperf3", words, { encoding: "utf8" });
+    const { status, stdout } = spawnSync(streamTool, words, { encoding: "utf8" });
     if (status !== 0) continue;
     return JSON.parse(stdout).end.sum_received.bits_per_second / 8 / 2 ** 30;
   }
