@@ -21,11 +21,24 @@ const codeOf = new Map<unknown, Code>([
   ["EROFS", "disk_read_only"],
 ]);
 
-export function fromLmdb(cause: unknown, action: string): RelightError {
+/** At opening the operator is there to read what the disk answered. */
+export function openFailure(cause: unknown, action: string): RelightError {
   if (cause instanceof RelightError) return cause;
-  const error = cause instanceof Error ? cause : new Error(String(cause));
-  const code = "code" in error ? codeOf.get(error.code) : undefined;
-  return new RelightError(code ?? "store_unavailable", `Cannot ${action}: ${error.message}`, {
-    cause,
-  });
+  return failure(codeOfError(cause) ?? "store_unavailable", action, cause);
+}
+
+/** In use, a disk that is full or broken is a store that does not answer. */
+export function useFailure(cause: unknown, action: string): RelightError {
+  if (cause instanceof RelightError) return cause;
+  const code = codeOfError(cause);
+  return failure(code?.startsWith("store_") ? code : "store_unavailable", action, cause);
+}
+
+function codeOfError(cause: unknown): Code | undefined {
+  return cause instanceof Error && "code" in cause ? codeOf.get(cause.code) : undefined;
+}
+
+function failure(code: Code, action: string, cause: unknown): RelightError {
+  const text = cause instanceof Error ? cause.message : String(cause);
+  return new RelightError(code, `Cannot ${action}: ${text}`, { cause });
 }

@@ -6,13 +6,13 @@
 import { execFile } from "node:child_process";
 import { mkdirSync, statSync } from "node:fs";
 import { extname, join } from "node:path";
-import { setImmediate as nextTurn } from "node:timers/promises";
+import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { type Database, open, type RootDatabase } from "lmdb";
 import { RelightError } from "../errors.ts";
 import { systemClock } from "../platform/clock.ts";
 import { claimNodeLock, type NodeLock } from "../platform/node-lock.ts";
-import { fromLmdb } from "./lmdb-errors.ts";
+import { openFailure, useFailure } from "./lmdb-errors.ts";
 import {
   corrupt,
   decodeBoot,
@@ -37,12 +37,17 @@ import {
   shelfOf,
 } from "./store.ts";
 
+// With event-turn batching a failed commit rejects a promise that nobody can reach, and a full disk
+// ends the process. Without it the same writes still share transactions under load.
+const options = { maxDbs: 16, encoding: "msgpack", eventTurnBatching: false } as const;
+
 type RecordKey = [sourceId: string, workerId: string];
 type ShelfKey = [sourceId: string, shelf: Shelf, workerId: string];
 
 const batchMax = 500;
 const lockMsMax = 2_000;
 const checkMsMax = 120_000;
+const closeMsMax = 2_000;
 // Above every character that a name may hold, so that [id, top] is above every [id, name].
 const top = "\u{10ffff}\u{10ffff}";
 
@@ -59,20 +64,20 @@ export async function openLmdbStore(
   try {
     mkdirSync(folder, { recursive: true, mode: 0o700 });
   } catch (error) {
-    throw fromLmdb(error, action);
+    throw openFailure(error, action);
   }
   const signal = AbortSignal.timeout(lockMsMax);
   const lock = await claimNodeLock(join(folder, "relight.lock"), { clock: systemClock, signal });
   try {
     await check(folder);
-    const root = open<unknown, string>({ path: folder, maxDbs: 16, encoding: "msgpack" });
+    const root = open<unknown, string>({ path: folder, ...options });
     const store = new LmdbStore(root, lock, limits);
     await store.checkFormat();
     store.recallBoots();
     return store;
   } catch (error) {
     lock[Symbol.dispose]();
-    throw fromLmdb(error, action);
+    throw openFailure(error, action);
   }
 }
 
@@ -164,8 +169,8 @@ class LmdbStore implements Store {
     if (before === undefined && put.body === undefined) return false;
     const key = recordKey(put.head);
     const write = (): void => {
-      void this.#heads.put(key, encodeHead(put.head), ++this.#revision);
-      if (put.body !== undefined) void this.#bodies.put(key, Buffer.from(put.body));
+      part(this.#heads.put(key, encodeHead(put.head), ++this.#revision));
+      if (put.body !== undefined) part(this.#bodies.put(key, Buffer.from(put.body)));
       this.#moveRow(
         put.head,
         before === undefined ? null : shelfOf(before.head),
@@ -179,8 +184,8 @@ class LmdbStore implements Store {
     const before = this.#look(signal, () => this.#get(key));
     if (before?.revision !== revision) return false;
     const write = (): void => {
-      void this.#heads.remove(recordKey(key));
-      void this.#bodies.remove(recordKey(key));
+      part(this.#heads.remove(recordKey(key)));
+      part(this.#bodies.remove(recordKey(key)));
       this.#moveRow(key, shelfOf(before.head), null);
     };
     return this.#writeIf(recordKey(key), revision, write, { when: "committed", signal });
@@ -242,11 +247,11 @@ class LmdbStore implements Store {
       dropped.push(this.#forgetBoot(oldest));
     }
     const written = this.#root.batch(() => {
-      void this.#boots.put(sequence, encodeBoot({ ...boot, record: Buffer.from(boot.record) }));
-      void this.#bootRows.put(boot.bootId, [sequence, bytes]);
+      part(this.#boots.put(sequence, encodeBoot({ ...boot, record: Buffer.from(boot.record) })));
+      part(this.#bootRows.put(boot.bootId, [sequence, bytes]));
       for (const { bootId, sequence: old } of dropped.flatMap((each) => each ?? [])) {
-        void this.#boots.remove(old);
-        if (!this.#bootSizes.has(bootId)) void this.#bootRows.remove(bootId);
+        part(this.#boots.remove(old));
+        if (!this.#bootSizes.has(bootId)) part(this.#bootRows.remove(bootId));
       }
     });
     await this.#settle(written, { when: "flushed", signal });
@@ -264,8 +269,20 @@ class LmdbStore implements Store {
   }
 
   [Symbol.asyncDispose](): Promise<void> {
-    this.#closed ??= this.#root.close().finally(() => this.#lock[Symbol.dispose]());
+    this.#closed ??= this.#close();
     return this.#closed;
+  }
+
+  async #close(): Promise<void> {
+    const waiting = new AbortController();
+    const { signal } = waiting;
+    try {
+      // After a commit that failed LMDB waits for its flush for ever.
+      await Promise.race([this.#root.close(), sleep(closeMsMax, undefined, { signal })]);
+    } finally {
+      waiting.abort();
+      this.#lock[Symbol.dispose]();
+    }
   }
 
   #get(key: SourceKey): Stored | undefined {
@@ -276,8 +293,8 @@ class LmdbStore implements Store {
 
   #moveRow({ sourceId, workerId }: SourceKey, from: Shelf | null, to: Shelf | null): void {
     if (from === to) return;
-    if (from !== null) void this.#shelves.remove([sourceId, from, workerId]);
-    if (to !== null) void this.#shelves.put([sourceId, to, workerId], null);
+    if (from !== null) part(this.#shelves.remove([sourceId, from, workerId]));
+    if (to !== null) part(this.#shelves.put([sourceId, to, workerId], null));
   }
 
   #writeIf(
@@ -306,7 +323,7 @@ class LmdbStore implements Store {
       if (done && when === "flushed") await Promise.race([this.#root.flushed, aborted]);
       return done;
     } catch (error) {
-      throw fromLmdb(error, "write to the store");
+      throw useFailure(await commitErrorOf(error), "write to the store");
     } finally {
       signal.removeEventListener("abort", abort);
     }
@@ -317,7 +334,7 @@ class LmdbStore implements Store {
     try {
       return act();
     } catch (error) {
-      throw fromLmdb(error, "read the store");
+      throw useFailure(error, "read the store");
     }
   }
 
@@ -341,6 +358,20 @@ class LmdbStore implements Store {
     this.#bootBytes -= row.bytes;
     return { bootId, sequence: row.sequence };
   }
+}
+
+/** A write within a transaction: the transaction's own promise carries the failure. */
+function part(written: Promise<boolean>): void {
+  written.catch(() => {});
+}
+
+/** LMDB puts the reason of a failed commit into a promise of its own. */
+async function commitErrorOf(error: unknown): Promise<unknown> {
+  if (!(error instanceof Error && "commitError" in error)) return error;
+  return Promise.resolve(error.commitError).then(
+    () => error,
+    (reason: unknown) => reason,
+  );
 }
 
 function recordKey({ sourceId, workerId }: SourceKey): RecordKey {

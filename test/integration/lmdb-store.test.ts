@@ -3,8 +3,11 @@
 // it does with a directory that is damaged, foreign, newer or taken.
 
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { after, test } from "node:test";
+import { promisify } from "node:util";
 import { open as openRaw } from "lmdb";
 import { openLmdbStore } from "../../src/store/lmdb.ts";
 import type { Store } from "../../src/store/store.ts";
@@ -94,6 +97,21 @@ test("a record of another form is store_corrupt, not a missing record", async ()
 test("openLmdbStore() says target_obstructed when a file stands where the directory belongs", async () => {
   folder.write("file", "in the way");
   await rejectsWith("target_obstructed", openLmdbStore(folder.path("file")));
+});
+
+test("a disk that takes no more is store_unavailable, and what was acknowledged stays", async () => {
+  const program = join(import.meta.dirname, "../support/lmdb-filler.ts");
+  const at = folder.path("full");
+  // 4,096 blocks of 512 bytes for any file.
+  const command = 'ulimit -f 4096; exec "$0" "$@"';
+  const words = ["-c", command, process.execPath, program, at];
+  const { stdout } = await promisify(execFile)("sh", words, { timeout: 60_000 });
+  const { count, code, listed }: Readonly<Record<string, unknown>> = JSON.parse(stdout);
+  assert.equal(code, "store_unavailable");
+  assert.ok(typeof count === "number" && count > 10, `${count} written`);
+  assert.equal(listed, count);
+  await using store = await openLmdbStore(at);
+  assert.equal((await store.ofSource(sourceHead().sourceId, signal)).length, count);
 });
 
 async function fill(store: Store, count: number): Promise<void> {
