@@ -226,6 +226,8 @@ class GrpcCoordinatorClient implements CoordinatorClient {
     onEvent: (event: WatchEvent) => void,
     signal: AbortSignal,
   ): Promise<void> {
+    const until = AbortSignal.any([signal, this.#closing.signal]);
+    if (until.aborted) return Promise.resolve();
     const method = grpcMethod(Coordinator.method.watch);
     const { path, requestSerialize, responseDeserialize } = method;
     const request = create(Coordinator.method.watch.input, { identities: [...identities] });
@@ -235,7 +237,7 @@ class GrpcCoordinatorClient implements CoordinatorClient {
       responseDeserialize,
       request,
     );
-    return untilEnd(stream, onEvent, AbortSignal.any([signal, this.#closing.signal]));
+    return untilEnd(stream, onEvent, until);
   }
 
   async reportBoot(report: BootReport, signal: AbortSignal): Promise<void> {
@@ -280,7 +282,9 @@ class GrpcCoordinatorClient implements CoordinatorClient {
   ): Promise<MessageShape<O>> {
     const { path, requestSerialize, responseDeserialize } = grpcMethod(method);
     const { promise, resolve, reject } = Promise.withResolvers<MessageShape<O>>();
-    if (signal.aborted) return Promise.reject(abortReason(signal));
+    for (const ended of [signal, this.#closing.signal]) {
+      if (ended.aborted) return Promise.reject(abortReason(ended));
+    }
     const call = this.#client.makeUnaryRequest(
       path,
       requestSerialize,
@@ -321,7 +325,6 @@ function untilEnd(
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   const abort = (): void => stream.cancel();
   signal.addEventListener("abort", abort, { once: true });
-  if (signal.aborted) abort();
   stream.on("data", (message: WatchMessage) => {
     if (signal.aborted) return;
     try {

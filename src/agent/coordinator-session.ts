@@ -60,6 +60,7 @@ export async function openSession(
   hello: SessionHello,
   options: SessionOptions,
 ): Promise<Session> {
+  if (options.signal.aborted) throw abandoned(options.signal);
   const session = new StreamSession(client, hello, options);
   await session.start(options.signal);
   return session;

@@ -16,8 +16,11 @@ export interface Services {
   readonly p2p: P2pService;
 }
 
+// A peer that vanished without closing its connection would keep its streams open for ever.
+const keepalive = { "grpc.keepalive_time_ms": 10_000, "grpc.keepalive_timeout_ms": 5_000 };
+
 export function grpcServer(services: Services, options: RpcOptions): Server {
-  const server = new Server(channelOptions);
+  const server = new Server({ ...channelOptions, ...keepalive });
   const { relight, p2p } = services;
   const { session, watch } = Coordinator.method;
   server.addService(

@@ -77,6 +77,22 @@ test("fields of a later protocol come back as they were sent", async () => {
   assert.ok(bytes.includes(Buffer.from(later)), bytes.toString("hex"));
 });
 
+test("ids that nobody can have published are unknown, however long", async () => {
+  const world = openWorld(brokenStore());
+  const long = "x".repeat(100_000);
+  for (const [mxSourceId, workerId] of [
+    [long, "w"],
+    ["0".repeat(16), long],
+    ["../../../../x", "w"],
+  ]) {
+    const key = { mxSourceId: mxSourceId ?? "", workerId: workerId ?? "" };
+    const got = await world.service.getMetadata(create(GetMetadataRequestSchema, key), signal);
+    assert.equal(got.found, false);
+    const update = create(UpdateStatusRequestSchema, { ...key, status: SourceStatus.READY });
+    assert.equal((await world.service.updateStatus(update, signal)).success, false);
+  }
+});
+
 test("a store that fails is an error for every call, never an empty answer", async () => {
   const world = openWorld(brokenStore());
   const unavailable = (promise: Promise<unknown>): Promise<void> =>

@@ -22,12 +22,13 @@ import {
   SourceStatus as WireStatus,
   type WorkerMetadata,
 } from "../protocol/gen/p2p_pb.ts";
-import { sourceIdOf } from "../protocol/source-id.ts";
+import { limits } from "../protocol/limits.ts";
+import { isSourceId, sourceIdOf } from "../protocol/source-id.ts";
 import type { SourceStatus } from "../store/store.ts";
 import { headOf, refOf, statusOf, wireStatusOf } from "./p2p-messages.ts";
 import type { Registry } from "./registry.ts";
 import type { Listed } from "./standing.ts";
-import { checkIdentity, checkName } from "./validate.ts";
+import { checkIdentity, checkName, checkSourceId } from "./validate.ts";
 
 export class P2pService {
   readonly #registry: Registry;
@@ -122,6 +123,7 @@ export class P2pService {
   ): Promise<GetMetadataResponse> {
     const { mxSourceId, workerId } = request;
     if (mxSourceId === "" || workerId === "") return create(GetMetadataResponseSchema);
+    if (!isPossible(mxSourceId, workerId)) return create(GetMetadataResponseSchema, { mxSourceId });
     const stored = await this.#registry.read({ sourceId: mxSourceId, workerId }, signal);
     if (stored === undefined) return create(GetMetadataResponseSchema, { mxSourceId, workerId });
     const published = publishedIn(stored.body);
@@ -144,7 +146,7 @@ export class P2pService {
     signal: AbortSignal,
   ): Promise<UpdateStatusResponse> {
     try {
-      const sourceId = checkName("mx_source_id", request.mxSourceId);
+      const sourceId = checkSourceId("mx_source_id", request.mxSourceId);
       const workerId = checkName("worker_id", request.workerId);
       const status = statusOf(request.status);
       if (status === undefined) throw unknownStatus(request.status);
@@ -158,6 +160,11 @@ export class P2pService {
       return create(UpdateStatusResponseSchema, { success: false, message: refusalOf(error) });
     }
   }
+}
+
+/** Whether anything can have been published under the pair; the store need not see what is not. */
+function isPossible(sourceId: string, workerId: string): boolean {
+  return isSourceId(sourceId) && workerId.length <= limits.nameLengthMax;
 }
 
 /** What the client did wrong, in words. Anything else is not an answer and is thrown on. */

@@ -55,6 +55,7 @@ import {
   checkLimit,
   checkName,
   checkOffer,
+  checkSourceId,
   checkText,
 } from "./validate.ts";
 import type { SourceEvent } from "./watchers.ts";
@@ -98,7 +99,7 @@ export class RelightService {
   }
 
   async withdraw(request: WithdrawRequest, signal: AbortSignal): Promise<WithdrawResponse> {
-    const sourceId = request.sourceId === "" ? null : checkName("source_id", request.sourceId);
+    const sourceId = request.sourceId === "" ? null : checkSourceId("source_id", request.sourceId);
     const workerId = checkName("worker_id", request.workerId);
     const sessionId = checkName("session_id", request.sessionId);
     const withdrawn = await this.#registry.withdraw({ sessionId, workerId, sourceId }, signal);

@@ -6,6 +6,7 @@ import { RelightError } from "../errors.ts";
 import type { SourceIdentity } from "../protocol/gen/p2p_pb.ts";
 import type { Artifact, BootReport } from "../protocol/gen/relight_pb.ts";
 import { limits } from "../protocol/limits.ts";
+import { isSourceId } from "../protocol/source-id.ts";
 import type { Boot, Offer } from "../store/store.ts";
 
 const artifactIdForm = /^[0-9a-f]{64}$/;
@@ -21,6 +22,10 @@ export function refuse(field: string, is: string, wanted: string): never {
 export function checkName(field: string, value: string): string {
   if (value === "") refuse(field, "empty", "a name");
   return checkText(field, value, limits.nameLengthMax);
+}
+
+export function checkSourceId(field: string, value: string): string {
+  return isSourceId(value) ? value : refuse(field, "malformed", "16 lower-case hex characters");
 }
 
 export function checkText(field: string, value: string, lengthMax: number): string {

@@ -248,6 +248,20 @@ describe("sessions", () => {
   });
 });
 
+test("a closed client rejects every call, and closing it ends its session's stream", async () => {
+  await using fixture = await coordinatorFixture();
+  const client = connectCoordinator({
+    address: fixture.coordinator.grpcAddress,
+    timeoutMs: 5_000,
+  });
+  const session = await client.openSession(hello, within());
+  await client[Symbol.asyncDispose]();
+  assert.equal(session.isConnected, false);
+  await rejectsWith("cancelled", client.find([identity], {}, within()));
+  await rejectsWith("cancelled", client.openSession(hello, within()));
+  await client.watch([identity], () => {}, within());
+});
+
 describe("watch", () => {
   test("a watcher gets the snapshot, its end, then every change", async () => {
     await using fixture = await coordinatorFixture();
