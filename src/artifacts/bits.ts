@@ -41,6 +41,14 @@ export class Bits {
     return result;
   }
 
+  /** Whether any member is in both; allocates nothing, because a pull asks it for each of its sources. */
+  meets(other: Bits): boolean {
+    for (let at = 0; at < this.words.length; at++) {
+      if (((this.words[at] ?? 0) & (other.words[at] ?? 0)) !== 0) return true;
+    }
+    return false;
+  }
+
   /** Members that `other` lacks. */
   without(other: Bits): Bits {
     const result = new Bits(this.size);
@@ -51,7 +59,8 @@ export class Bits {
   }
 
   get isEmpty(): boolean {
-    return this.words.every((word) => word === 0);
+    for (let at = 0; at < this.words.length; at++) if (this.words[at] !== 0) return false;
+    return true;
   }
 
   /** Members from `start` upwards, then from 0 up to it. */

@@ -27,9 +27,9 @@ export function planPull(pull: Pull, nowMs: number, effects: PullEffect[]): void
 function assignNext(pull: Pull, nowMs: number, effects: PullEffect[]): boolean {
   if (pull.missing.isEmpty || pull.batches.size >= pull.settings.lanesMax) return false;
   for (const source of readySources(pull, nowMs)) {
-    const candidates = candidatesOf(pull, source);
-    if (candidates.isEmpty || isTooSlow(pull, source, nowMs)) continue;
-    effects.push(assign(pull, { source, candidates, nowMs }));
+    if (source.have !== null && !source.have.meets(pull.missing)) continue;
+    if (isTooSlow(pull, source, nowMs)) continue;
+    effects.push(assign(pull, { source, candidates: candidatesOf(pull, source), nowMs }));
     return true;
   }
   return false;
@@ -57,6 +57,7 @@ function speedOf(source: Source): number {
   return source.bytesPerMs ?? Number.MAX_VALUE;
 }
 
+/** Not empty: the caller has looked. */
 function candidatesOf(pull: Pull, source: Source): Bits {
   if (source.have !== null) return pull.missing.and(source.have);
   let rare = pull.missing;
@@ -70,13 +71,18 @@ function candidatesOf(pull: Pull, source: Source): Bits {
 function isTooSlow(pull: Pull, source: Source, nowMs: number): boolean {
   if (source.bytesPerMs === null) return false;
   let othersBytesPerMs = 0;
+  let fastestBytesPerMs = 0;
   for (const other of pull.sources.values()) {
     if (other === source || !isUsable(other, nowMs) || !hasAllMissing(pull, other)) continue;
-    othersBytesPerMs += (other.bytesPerMs ?? 0) * Math.max(1, other.lanes);
+    const bytesPerMs = other.bytesPerMs ?? 0;
+    othersBytesPerMs += bytesPerMs * Math.max(1, other.lanes);
+    fastestBytesPerMs = Math.max(fastestBytesPerMs, bytesPerMs);
   }
   if (othersBytesPerMs === 0) return false;
   const pieceBytes = pull.bytesLeft / pull.piecesLeft;
-  return pieceBytes / source.bytesPerMs > pull.bytesLeft / othersBytesPerMs;
+  // The others cannot share one piece: otherwise each of three equal sources would wait for the rest.
+  const othersMs = Math.max(pull.bytesLeft / othersBytesPerMs, pieceBytes / fastestBytesPerMs);
+  return pieceBytes / source.bytesPerMs > othersMs;
 }
 
 function hasAllMissing(pull: Pull, { have }: Source): boolean {
@@ -176,7 +182,7 @@ function wantsAsking(pull: Pull, source: Source): boolean {
     source.have !== null &&
     !source.isHaveAsked &&
     !pull.missing.isEmpty &&
-    pull.missing.and(source.have).isEmpty
+    !source.have.meets(pull.missing)
   );
 }
 
