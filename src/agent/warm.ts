@@ -54,7 +54,8 @@ export async function warmCache(options: WarmOptions): Promise<void> {
     options.claim(cache, { clock, signal }),
   );
   const marker = claimed.readMarker(clock.wallMs());
-  if (marker !== null) {
+  // One from the future is older than a jump of the clock: it must not keep the cache cold.
+  if (marker !== null && marker.expiresAtMs <= clock.wallMs() + markerMs) {
     throw new RelightError(
       "attempt_failed_recently",
       `Cannot try again yet: ${marker.code}: ${marker.message}`,
