@@ -25,44 +25,62 @@ export interface Engine extends Disposable {
 /** @throws RelightError `engine_start_failed` when the command cannot be started. */
 export async function startEngine(command: readonly string[], env: Environment): Promise<Engine> {
   const [program = "", ...args] = command;
+  // Before the engine exists: a signal in between would end us and leave the engine without an owner.
+  const signals = holdSignals();
   const child = spawn(program, args, { stdio: "inherit", env: env as NodeJS.ProcessEnv });
-  await new Promise<void>((resolve, reject) => {
-    child.once("spawn", resolve);
-    child.once("error", (cause) => {
-      reject(
-        new RelightError("engine_start_failed", `Cannot start "${program}": ${errnoOf(cause)}`, {
-          cause,
-        }),
-      );
-    });
-  });
-  return watch(child);
-}
-
-function watch(child: ChildProcess): Engine {
   const ended = new AbortController();
-  const stopping = new AbortController();
   const exited = new Promise<number>((resolve) => {
     child.once("exit", (code, signal) => {
       ended.abort(new RelightError("cancelled", "The engine has ended"));
       resolve(code ?? 128 + (signal === null ? 0 : os.constants.signals[signal]));
     });
   });
+  try {
+    await new Promise<void>((resolve, reject) => {
+      child.once("spawn", resolve);
+      child.once("error", reject);
+    });
+  } catch (cause) {
+    signals[Symbol.dispose]();
+    throw new RelightError("engine_start_failed", `Cannot start "${program}": ${errnoOf(cause)}`, {
+      cause,
+    });
+  }
+  signals.forwardTo(child);
+  const stop = signals[Symbol.dispose];
+  return { exited, ended: ended.signal, stopping: signals.stopping, [Symbol.dispose]: stop };
+}
+
+interface HeldSignals extends Disposable {
+  readonly stopping: AbortSignal;
+  /** What came meanwhile is forwarded now, what comes later at once. */
+  forwardTo(child: ChildProcess): void;
+}
+
+function holdSignals(): HeldSignals {
+  const stopping = new AbortController();
+  const held: NodeJS.Signals[] = [];
+  let engine: ChildProcess | null = null;
   const handlers = forwarded.map((signal) => {
     const handler = () => {
-      if (signal !== "SIGUSR1" && signal !== "SIGUSR2")
+      if (!signal.startsWith("SIGUSR")) {
         stopping.abort(new RelightError("cancelled", `Stopped by ${signal}`));
+      }
+      if (engine === null) held.push(signal);
       // A terminal sends its own signals to the whole foreground group, the engine included.
-      if (!(process.stdin.isTTY && (signal === "SIGINT" || signal === "SIGQUIT")))
-        child.kill(signal);
+      else if (!(process.stdin.isTTY && (signal === "SIGINT" || signal === "SIGQUIT"))) {
+        engine.kill(signal);
+      }
     };
     process.on(signal, handler);
     return [signal, handler] as const;
   });
   return {
-    exited,
-    ended: ended.signal,
     stopping: stopping.signal,
+    forwardTo: (child) => {
+      engine = child;
+      for (const signal of held.splice(0)) child.kill(signal);
+    },
     [Symbol.dispose]: () => {
       for (const [signal, handler] of handlers) process.off(signal, handler);
     },

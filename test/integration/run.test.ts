@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+// `relight run` with real processes: coordinator, replicas under it, and an engine that compiles real C.
+
+import assert from "node:assert/strict";
+import fs from "node:fs";
+import path from "node:path";
+import { describe, test } from "node:test";
+import type { BootRecord } from "../../src/agent/ledger.ts";
+import {
+  freePort,
+  type RelightProcess,
+  relight,
+  relightJson,
+  startTestCoordinator,
+} from "../support/relight.ts";
+import { type TemporaryFolder, temporaryFolder } from "../support/temporary-folder.ts";
+
+const engine = path.resolve(import.meta.dirname, "../../examples/jit-engine/engine.py");
+const kernels = 3;
+
+interface Replica extends RelightProcess {
+  readonly port: number;
+  readonly cache: string;
+  readonly state: string;
+}
+
+async function startReplica(
+  folder: TemporaryFolder,
+  name: string,
+  options: { coordinator: string; flags?: string[] },
+): Promise<Replica> {
+  const port = await freePort();
+  const cache = folder.path(`${name}/cache`);
+  const state = folder.path(`${name}/state`);
+  const process = relight([
+    "run",
+    `--coordinator-address=${options.coordinator}`,
+    `--node-id=${name}`,
+    `--state-dir=${state}`,
+    "--model=test",
+    "--families=none",
+    `--cache=jit=${cache}`,
+    `--health-url=http://127.0.0.1:${port}/health`,
+    "--settle=200ms",
+    "--delta-interval=300ms",
+    ...(options.flags ?? []),
+    "--",
+    "python3",
+    engine,
+    `--port=${port}`,
+    `--cache=${cache}`,
+    `--kernels=${kernels}`,
+  ]);
+  return { ...process, port, cache, state };
+}
+
+async function health(replica: Replica): Promise<{ compiled: number; checksum: string }> {
+  return (await (await fetch(`http://127.0.0.1:${replica.port}/health`)).json()) as {
+    compiled: number;
+    checksum: string;
+  };
+}
+
+async function bootOf(replica: Replica): Promise<BootRecord> {
+  return (await relightJson<BootRecord>(["boot", "show", `--state-dir=${replica.state}`])).value;
+}
+
+async function until(what: string, isDone: () => Promise<boolean>): Promise<void> {
+  for (let attempt = 0; attempt < 200; attempt++) {
+    if (await isDone()) return;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  throw new Error(`Waited too long for ${what}`);
+}
+
+describe("relight run", () => {
+  test("warms B from A, C also with what A compiled after it was ready, and withdraws at the end", async () => {
+    using folder = temporaryFolder();
+    await using coordinator = await startTestCoordinator(folder.path("store"));
+    await using a = await startReplica(folder, "a", { coordinator: coordinator.address });
+    await a.printed(/published jit: \d+ files/);
+    assert.equal((await health(a)).compiled, kernels);
+
+    await using b = await startReplica(folder, "b", { coordinator: coordinator.address });
+    await b.printed(/published jit/);
+    assert.equal((await health(b)).compiled, 0, "B compiles nothing");
+    assert.equal((await health(b)).checksum, (await health(a)).checksum);
+    const boot = await bootOf(b);
+    assert.equal(boot.caches[0]?.state, "installed");
+    assert.equal(boot.caches[0]?.hits?.compiledAnyway, 0);
+    assert.ok(boot.caches[0]?.hits?.hit === kernels || boot.caches[0]?.hits?.hit === null);
+
+    await (await fetch(`http://127.0.0.1:${a.port}/compile?shape=7`)).text();
+    // The library and its source settle together or one look apart.
+    await a.printed(/published jit: 2 new files|(published jit: 1 new file[\s\S]*){2}/);
+    await using c = await startReplica(folder, "c", { coordinator: coordinator.address });
+    await c.printed(/healthy/);
+    await (await fetch(`http://127.0.0.1:${c.port}/compile?shape=7`)).text();
+    assert.equal((await health(c)).compiled, 0, "the delta has reached C");
+
+    for (const replica of [a, b, c]) replica.child.kill("SIGTERM");
+    for (const replica of [a, b, c])
+      assert.equal(await replica.exited, 143, "the engine's exit is ours");
+    const left = await relightJson<{ sources: unknown[] }>([
+      "source",
+      "list",
+      `--coordinator-address=${coordinator.address}`,
+    ]);
+    assert.deepEqual(left.value.sources, [], "whoever said goodbye is not offered");
+  });
+
+  test("starts the engine cold at once when no coordinator answers, says so, and passes its exit code on", async () => {
+    using folder = temporaryFolder();
+    const cache = folder.path("cache");
+    await using process = relight([
+      "run",
+      `--coordinator-address=127.0.0.1:${await freePort()}`,
+      `--state-dir=${folder.path("state")}`,
+      "--families=none",
+      `--cache=x=${cache}`,
+      "--",
+      "sh",
+      "-c",
+      "echo engine ran; exit 7",
+    ]);
+    assert.equal(await process.exited, 7);
+    await process.drained;
+    assert.match(process.output(), /engine ran/);
+    assert.match(process.output(), /cold: x: coordinator_unreachable/);
+    const why = await relightJson<{ sentences: string[] }>([
+      "boot",
+      "why",
+      `--state-dir=${folder.path("state")}`,
+    ]);
+    assert.match(why.value.sentences.join(" "), /coordinator/i);
+  });
+
+  test("starts cold with the code when the cache's place is a file, and leaves the file alone", async () => {
+    using folder = temporaryFolder();
+    folder.write("cache", "precious");
+    await using coordinator = await startTestCoordinator(folder.path("store"));
+    await using process = relight([
+      "run",
+      `--coordinator-address=${coordinator.address}`,
+      `--state-dir=${folder.path("state")}`,
+      "--families=none",
+      `--cache=x=${folder.path("cache")}`,
+      "--",
+      "true",
+    ]);
+    assert.equal(await process.exited, 0);
+    await process.drained;
+    assert.match(process.output(), /cold: .*target_obstructed/);
+    assert.equal(fs.readFileSync(folder.path("cache"), "utf8"), "precious");
+  });
+
+  test("does not run a command that does not exist, and says which", async () => {
+    using folder = temporaryFolder();
+    await using process = relight([
+      "run",
+      `--state-dir=${folder.path("state")}`,
+      "--install=false",
+      "--families=none",
+      "--",
+      "/no/such/engine",
+    ]);
+    assert.equal(await process.exited, 127);
+    await process.drained;
+    assert.match(process.output(), /engine_start_failed/);
+  });
+
+  test("forwards a signal to the engine and ends with the engine's answer", async () => {
+    using folder = temporaryFolder();
+    await using process = relight([
+      "run",
+      `--state-dir=${folder.path("state")}`,
+      "--install=false",
+      "--families=none",
+      "--",
+      "sh",
+      "-c",
+      "trap 'echo drained; exit 5' TERM; echo up; while :; do sleep 0.1; done",
+    ]);
+    await process.printed(/^up$/m);
+    process.child.kill("SIGTERM");
+    assert.equal(await process.exited, 5);
+    await process.drained;
+    assert.match(process.output(), /drained/);
+  });
+
+  test("a replica killed with SIGKILL is not offered five seconds later", async () => {
+    using folder = temporaryFolder();
+    await using coordinator = await startTestCoordinator(folder.path("store"));
+    await using a = await startReplica(folder, "a", { coordinator: coordinator.address });
+    await a.printed(/published jit/);
+    a.child.kill("SIGKILL");
+    await a.exited;
+    await until("the loss to be noticed", async () => {
+      const found = await relightJson<{ caches: { code: string | null }[] }>([
+        "artifact",
+        "fetch",
+        `--coordinator-address=${coordinator.address}`,
+        `--state-dir=${folder.path("d")}`,
+        "--model=test",
+        "--families=none",
+        `--cache=jit=${folder.path("d/cache")}`,
+      ]);
+      return found.value.caches[0]?.code === "no_source";
+    });
+  });
+});
