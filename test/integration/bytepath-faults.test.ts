@@ -294,6 +294,12 @@ describe("a pull with a whole source and one that", () => {
   }
 });
 
+test("startHttpServer() refuses a port that another server has, although its own threads share one", async () => {
+  const { host, port } = { host: "127.0.0.1", port: Number(new URL(server.endpoint).port) };
+  const events = { fileChanged: () => {} };
+  await assert.rejects(startHttpServer({ host, port, events }), withCode("port_in_use"));
+});
+
 describe("a target that", () => {
   test("does not read is dropped, and its place is free again", async () => {
     using tree = makeTree({ large: 32 * MiB });
