@@ -62,7 +62,7 @@ interface CacheState {
   readonly record: CacheRecord;
   readonly publisher: Publisher;
   /** Units in the cache before the engine ran. */
-  readonly before: ReadonlySet<string>;
+  before: ReadonlySet<string>;
 }
 
 export class ReplicaCaches {
@@ -116,7 +116,7 @@ export class ReplicaCaches {
     const firstUntilMs = clock.monotonicMs() + settleMsMax;
     let isFirst = true;
     while (!stop.aborted) {
-      for (const { publisher } of this.#states) await publisher.look(stop);
+      for (const { publisher } of this.#states) await this.#look(publisher, stop);
       const isSettling = this.#states.some(({ publisher }) => publisher.isSettling);
       if (!isFirst || !isSettling || clock.monotonicMs() >= firstUntilMs) {
         for (const state of this.#states) await this.#publish(state);
@@ -166,7 +166,9 @@ export class ReplicaCaches {
       });
       return mergeFacts(own, probed.facts, facts);
     } catch (thrown) {
-      this.#warn(thrown);
+      // What it would have told is unknown, and the record says which facts that leaves open.
+      const { code, message } = asRelightError(thrown);
+      this.#parts.log.debug("failure", { code, message });
       return mergeFacts(own, facts);
     }
   }
@@ -185,8 +187,17 @@ export class ReplicaCaches {
       cache,
       record: this.#ledger.cache(cache.family.name, cache.root),
       publisher: new Publisher(cache, { sealer, server, announce: link.announce, clock, settleMs }),
-      before: unitsOf(cache.family, listCache(cache)),
+      before: new Set(),
     }));
+    for (const state of this.#states) this.#lookBefore(state);
+  }
+
+  #lookBefore(state: CacheState): void {
+    try {
+      state.before = unitsOf(state.cache.family, listCache(state.cache));
+    } catch (thrown) {
+      this.#ledger.cold(state.record, thrown);
+    }
   }
 
   async #warmAll(signal: AbortSignal): Promise<void> {
@@ -259,6 +270,15 @@ export class ReplicaCaches {
         code: record.code ?? "internal",
         message: record.reason ?? "",
       });
+    }
+  }
+
+  async #look(publisher: Publisher, stop: AbortSignal): Promise<void> {
+    try {
+      await publisher.look(stop);
+    } catch (thrown) {
+      stop.throwIfAborted();
+      this.#warn(thrown);
     }
   }
 
