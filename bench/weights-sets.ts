@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// Realistic sets of tensors for the weights benchmark, dealt out over memory as torch's allocator does.
+
+import type { WeightLayout } from "../src/weights/manifest.ts";
+import { spanBytes, type Tensor } from "../src/weights/tensor.ts";
+
+const MiB = 2 ** 20;
+
+type Spec = Pick<Tensor, "name" | "dtype" | "shape">;
+
+/** One of eight shards of a 70-billion-parameter Llama in bf16, projections unfused: 723 tensors. */
+function llama70bOf8(): Spec[] {
+  const bf16 = (name: string, ...shape: number[]): Spec => ({ name, dtype: "bfloat16", shape });
+  const layers = Array.from({ length: 80 }, (_, index) => `model.layers.${index}`).flatMap((at) => [
+    bf16(`${at}.input_layernorm.weight`, 8192),
+    bf16(`${at}.self_attn.q_proj.weight`, 1024, 8192),
+    bf16(`${at}.self_attn.k_proj.weight`, 128, 8192),
+    bf16(`${at}.self_attn.v_proj.weight`, 128, 8192),
+    bf16(`${at}.self_attn.o_proj.weight`, 8192, 1024),
+    bf16(`${at}.post_attention_layernorm.weight`, 8192),
+    bf16(`${at}.mlp.gate_proj.weight`, 3584, 8192),
+    bf16(`${at}.mlp.up_proj.weight`, 3584, 8192),
+    bf16(`${at}.mlp.down_proj.weight`, 8192, 3584),
+  ]);
+  return [
+    bf16("model.embed_tokens.weight", 16_032, 8192),
+    ...layers,
+    bf16("model.norm.weight", 8192),
+    bf16("lm_head.weight", 16_032, 8192),
+  ];
+}
+
+/** Expert tensors in fp8 with their scales, as a DeepSeek-V3 shard has them: 18,432 tensors. */
+function deepseekExperts(): Spec[] {
+  return Array.from({ length: 12 * 256 }, (_, index) => {
+    const at = `model.layers.${3 + Math.floor(index / 256)}.mlp.experts.${index % 256}`;
+    return (["w1", "w3", "w2"] as const).flatMap((name): Spec[] => {
+      const shape = name === "w2" ? [7168, 256] : [256, 7168];
+      const blocks = shape.map((length) => length / 128);
+      return [
+        { name: `${at}.${name}.weight`, dtype: "float8_e4m3fn", shape },
+        { name: `${at}.${name}.weight_scale_inv`, dtype: "float32", shape: blocks },
+      ];
+    });
+  }).flat();
+}
+
+/** Many small tensors, to see what a handshake costs. */
+function tenThousand(): Spec[] {
+  return Array.from({ length: 10_000 }, (_, index) => ({
+    name: `model.layers.${Math.floor(index / 250)}.mlp.experts.${index % 250}.w1.weight`,
+    dtype: "uint8",
+    shape: [64, 64],
+  }));
+}
+
+export const sets = { llama70bOf8, deepseekExperts, tenThousand } as const;
+export type SetName = keyof typeof sets;
+
+/** @param isReversed deals the tensors out in the opposite order, so that no two neighbours stay so */
+export function layoutOf(
+  set: SetName,
+  { arch, isReversed }: { arch: number; isReversed: boolean },
+) {
+  const specs = sets[set]();
+  const pools = new Pools();
+  const ordered = isReversed ? specs.toReversed() : specs;
+  const placed = new Map(ordered.map((spec) => [spec.name, pools.place(spec)]));
+  const tensors = specs.map((spec): Tensor => {
+    const place = placed.get(spec.name) ?? { allocation: 0, offsetBytes: 0 };
+    return { ...spec, ...place, kind: "parameter", stride: contiguous(spec.shape) };
+  });
+  const one = { rank: 0, size: 1 };
+  const coordinate = {
+    role: "target",
+    tensor: one,
+    pipeline: one,
+    expert: one,
+    data: one,
+  } as const;
+  const head = { version: 1, model: set, revision: "", state: "live", arch, coordinate } as const;
+  return { ...head, allocations: pools.allocations(), tensors } satisfies WeightLayout;
+}
+
+/** Small tensors share 2 MiB, middling ones 20 MiB, large ones have an allocation each. */
+class Pools {
+  readonly #sizes: number[] = [];
+  readonly #open = new Map<number, { allocation: number; used: number }>();
+
+  place(spec: Spec): { allocation: number; offsetBytes: number } {
+    const bytes = Math.ceil(spanBytes({ ...spec, stride: contiguous(spec.shape) }) / 512) * 512;
+    if (bytes >= 10 * MiB)
+      return { allocation: this.#add(2 * MiB * Math.ceil(bytes / 2 / MiB)), offsetBytes: 0 };
+    const segment = bytes <= MiB ? 2 * MiB : 20 * MiB;
+    const open = this.#open.get(segment);
+    if (open === undefined || open.used + bytes > segment) {
+      const allocation = this.#add(segment);
+      this.#open.set(segment, { allocation, used: bytes });
+      return { allocation, offsetBytes: 0 };
+    }
+    const offsetBytes = open.used;
+    open.used += bytes;
+    return { allocation: open.allocation, offsetBytes };
+  }
+
+  allocations() {
+    return this.#sizes.map((bytes) => ({ bytes }));
+  }
+
+  #add(bytes: number): number {
+    return this.#sizes.push(bytes) - 1;
+  }
+}
+
+function contiguous(shape: readonly number[]): number[] {
+  return shape.map((_, axis) =>
+    shape.slice(axis + 1).reduce((product, length) => product * length, 1),
+  );
+}

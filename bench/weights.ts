@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights from a live replica, against what the machine can do: one raw peer copy of the same bytes, and
+// one NCCL broadcast for each tensor. Needs two GPUs; with none it measures the handshake's arithmetic.
+//
+// A pair is two engine processes and two agents; "from handles to verified" is what the target's agent
+// needs from the lease to the last digest: mapping the handles, copying, digesting, comparing.
+
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { CudaDriver } from "../src/gpu/cuda.ts";
+import { GpuDigester } from "../src/gpu/digest.ts";
+import { at, type ContextHandle, type GpuDevice, type GpuMemory } from "../src/gpu/driver.ts";
+import { HandleClient } from "../src/transport/cuda-ipc.ts";
+import { coordinateKey } from "../src/weights/coordinate.ts";
+import { contentId, parseManifest } from "../src/weights/manifest.ts";
+import { matchLayouts } from "../src/weights/match.ts";
+import { PeerSource } from "../src/weights/peer.ts";
+import { planTransfer } from "../src/weights/plan.ts";
+import { spanBytes } from "../src/weights/tensor.ts";
+import { TestAgent } from "../test/contracts/weights-agent.ts";
+import type { Emit } from "./main.ts";
+import { layoutOf, type SetName } from "./weights-sets.ts";
+
+const rounds = 5;
+const hbmBytesPerSecond = 4.8e12; // H200, data sheet.
+const wait = { signal: AbortSignal.timeout(500_000), deadlineMs: 60_000 };
+
+interface Report {
+  readonly copyMs: number;
+  readonly totalMs: number;
+  readonly bytes: number;
+  readonly copyCount: number;
+  readonly costBytes: number | null;
+}
+
+export async function run(emit: Emit): Promise<void> {
+  measurePlan(emit);
+  const count = await deviceCount();
+  if (count < 2) {
+    console.error(`weights: ${count} GPUs here, 2 needed; only the plan was measured`);
+    return;
+  }
+  await measureDigest(emit);
+  await measureHandshake(emit);
+  const llama = await measurePair(emit, { set: "llama70bOf8", name: "llama70b_tp8", order: "" });
+  measureNccl(emit, llama);
+  await measurePair(emit, { set: "deepseekExperts", name: "deepseek_experts", order: "" });
+  await measurePair(emit, {
+    set: "deepseekExperts",
+    name: "deepseek_reordered",
+    order: "reversed",
+  });
+}
+
+/** What both agents compute before the first byte moves, without the socket: 10,000 tensors. */
+function measurePlan(emit: Emit): void {
+  const layout = layoutOf("tenThousand", { arch: 90, isReversed: false });
+  const digests = layout.tensors.map((_, index) => index.toString(16).padStart(32, "0"));
+  const text = JSON.stringify({ ...layout, generation: 1, digests });
+  const times = Array.from({ length: 2 * rounds }, () => {
+    const began = performance.now();
+    const manifest = parseManifest(JSON.parse(text));
+    const pairs = matchLayouts(manifest, layout);
+    contentId(manifest);
+    planTransfer(pairs, manifest, layout, { batchBytes: 2 ** 28 });
+    return performance.now() - began;
+  });
+  emit({ name: "weights.plan.10k_first_ms", value: times[0] ?? 0, unit: "ms" });
+  emit({ name: "weights.plan.10k_ms", value: Math.min(...times), unit: "ms" });
+}
+
+async function measureHandshake(emit: Emit): Promise<void> {
+  await onPair({ set: "tenThousand", order: "" }, async ({ source }) => {
+    const target = layoutOf("tenThousand", { arch: 90, isReversed: true });
+    const key = coordinateKey(target.coordinate);
+    const times: number[] = [];
+    for (let round = 0; round < 2 * rounds; round += 1) {
+      const began = performance.now();
+      using peer = new PeerSource({
+        name: source,
+        connect: () => HandleClient.connect(source),
+        callMsMax: 10_000,
+      });
+      const manifest = await peer.offer(key, wait.signal);
+      const pairs = matchLayouts(manifest, target);
+      contentId(manifest);
+      planTransfer(pairs, manifest, target, { batchBytes: 2 ** 28 });
+      const want = { generation: manifest.generation, ttlMs: 10_000 };
+      await using _lease = await peer.claim(key, want, wait.signal);
+      times.push(performance.now() - began);
+    }
+    emit({ name: "weights.handshake.10k_first_ms", value: times[0] ?? 0, unit: "ms" });
+    emit({ name: "weights.handshake.10k_ms", value: Math.min(...times), unit: "ms" });
+  });
+}
+
+/** @returns the best round's milliseconds from handles to verified */
+async function measurePair(
+  emit: Emit,
+  { set, name, order }: { readonly set: SetName; readonly name: string; readonly order: string },
+): Promise<{ readonly ms: number; readonly set: SetName }> {
+  return await onPair({ set, order }, async ({ source, target }) => {
+    const reports: Report[] = [];
+    for (let round = 0; round < rounds; round += 1) {
+      reports.push((await target.ask(`load ${source}`)) as unknown as Report);
+    }
+    const best = reports.reduce((one, other) => (other.copyMs < one.copyMs ? other : one));
+    const raw = await rawPeerCopy(best.bytes);
+    const emitted = (what: string, value: number, unit: string) =>
+      emit({ name: `weights.pair.${name}.${what}`, value, unit });
+    emitted("bytes", best.bytes, "B");
+    emitted("copies", best.copyCount, "copies");
+    emitted("first_ms", reports[0]?.copyMs ?? 0, "ms");
+    emitted("total_ms", Math.min(...reports.map(({ totalMs }) => totalMs)), "ms");
+    if (best.costBytes !== null) emitted("context_bytes", best.costBytes, "B");
+    emitted("gbs", best.bytes / best.copyMs / 1e6, "GB/s");
+    const ratio = raw / best.copyMs;
+    emit({
+      name: `weights.pair.${name}.vs_peer_copy`,
+      value: best.copyMs,
+      unit: "ms",
+      baseline: raw,
+      ratio,
+    });
+    return { ms: best.copyMs, set };
+  });
+}
+
+/** One copy of so many bytes from GPU 0 to GPU 1 within one process: milliseconds, best of five. */
+async function rawPeerCopy(bytes: number): Promise<number> {
+  await using driver = new CudaDriver();
+  const from = await driver.openContext(0);
+  const to = await driver.openContext(1);
+  await driver.reachPeer(to.handle, from.handle);
+  const source = await driver.allocate(from.handle, { bytes, sharing: "private" });
+  const target = await driver.allocate(to.handle, { bytes, sharing: "private" });
+  const stream = await driver.openStream(to.handle);
+  const [began, ended] = [await driver.openEvent(to.handle), await driver.openEvent(to.handle)];
+  const times: number[] = [];
+  for (let round = 0; round < rounds; round += 1) {
+    await driver.submit(stream, [
+      { do: "record", event: began },
+      { do: "copy", to: target.address, from: source.address, bytes },
+      { do: "record", event: ended },
+    ]);
+    await driver.finish(stream, wait);
+    times.push(await driver.elapsedMs(began, ended));
+  }
+  return Math.min(...times);
+}
+
+function measureNccl(emit: Emit, ours: { readonly ms: number; readonly set: SetName }): void {
+  const sizes = layoutOf(ours.set, { arch: 90, isReversed: false }).tensors.map(spanBytes);
+  const script = join(import.meta.dirname, "weights_nccl.py");
+  const { stdout, status } = spawnSync("python3", [script], {
+    input: JSON.stringify(sizes),
+    stdio: ["pipe", "pipe", "inherit"],
+    timeout: 120_000,
+  });
+  if (status !== 0) {
+    console.error("weights: torch with NCCL did not run here; no comparison with it");
+    return;
+  }
+  const { ms } = JSON.parse(stdout.toString()) as { ms: number };
+  emit({
+    name: "weights.pair.vs_nccl_per_tensor",
+    value: ours.ms,
+    unit: "ms",
+    baseline: ms,
+    ratio: ms / ours.ms,
+  });
+}
+
+/** 16 GiB of random bytes in ranges of 64 MiB, against the data sheet's memory bandwidth. */
+async function measureDigest(emit: Emit): Promise<void> {
+  await using driver = new CudaDriver();
+  const device = (await driver.devices())[0];
+  if (device === undefined) return;
+  const { handle } = await driver.openContext(0);
+  const bytes = 16 * 2 ** 30;
+  const memory = await driver.allocate(handle, { bytes, sharing: "private" });
+  const ms = Math.min(...(await digestTimes(driver, { handle, device, memory })));
+  const value = bytes / ms / 1e6;
+  const baseline = hbmBytesPerSecond / 1e9;
+  emit({ name: "weights.digest.vs_hbm", value, unit: "GB/s", baseline, ratio: value / baseline });
+}
+
+async function digestTimes(
+  driver: CudaDriver,
+  at16: { readonly handle: ContextHandle; readonly device: GpuDevice; readonly memory: GpuMemory },
+): Promise<number[]> {
+  const { handle, device, memory } = at16;
+  const stream = await driver.openStream(handle);
+  const first = randomBytes(2 ** 24);
+  await driver.submit(stream, [{ do: "upload", to: memory.address, bytes: first }]);
+  for (let done = first.byteLength; done < memory.bytes; done *= 2) {
+    const copy = { to: at(memory.address, done), from: memory.address, bytes: done };
+    await driver.submit(stream, [{ do: "copy", ...copy }]);
+  }
+  const context = { handle, multiprocessorCount: device.multiprocessorCount };
+  const image = readFileSync(new URL("../kernels/build/relight.sm_90.cubin", import.meta.url));
+  const rangeBytes = 64 * 2 ** 20;
+  const segments = Array.from({ length: memory.bytes / rangeBytes }, (_, index) => ({
+    address: at(memory.address, index * rangeBytes),
+    bytes: rangeBytes,
+  }));
+  const digester = await GpuDigester.open(driver, context, { image, segmentCountMax: 1_024 });
+  const [began, ended] = [await driver.openEvent(handle), await driver.openEvent(handle)];
+  const times: number[] = [];
+  for (let round = 0; round < rounds; round += 1) {
+    await driver.submit(stream, [
+      { do: "record", event: began },
+      ...digester.commands(segments, { seed: BigInt(round), first: 0 }),
+      { do: "record", event: ended },
+    ]);
+    await driver.finish(stream, wait);
+    times.push(await driver.elapsedMs(began, ended));
+  }
+  return times;
+}
+
+interface Pair {
+  /** The source agent's socket. */
+  readonly source: string;
+  readonly target: Engine;
+}
+
+/** Engines on GPU 0 and GPU 1, each with an agent; the source has published. */
+async function onPair<Result>(
+  { set, order }: { readonly set: SetName; readonly order: string },
+  act: (pair: Pair) => Promise<Result>,
+): Promise<Result> {
+  const directory = mkdtempSync(join(tmpdir(), "relight-bench-"));
+  const [from, to] = [join(directory, "a"), join(directory, "b")];
+  const engines: Engine[] = [];
+  try {
+    await using _from = new TestAgent({ backend: "cuda", socket: from, directory });
+    await using _to = new TestAgent({ backend: "cuda", socket: to, directory });
+    const source = new Engine([set, "0", from, ""]);
+    const target = new Engine([set, "1", to, order]);
+    engines.push(source, target);
+    await Promise.all(engines.map((engine) => engine.answer()));
+    await source.ask("publish");
+    const result = await act({ source: from, target });
+    await Promise.all(engines.map((engine) => engine.end()));
+    return result;
+  } finally {
+    await Promise.all(engines.map((engine) => engine.end()));
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+class Engine {
+  readonly #child: ChildProcess;
+  readonly #lines: AsyncIterator<string>;
+
+  constructor(words: readonly string[]) {
+    const script = join(import.meta.dirname, "weights-engine.ts");
+    const child = spawn(process.execPath, [script, ...words], {
+      stdio: ["pipe", "pipe", "inherit"],
+    });
+    this.#child = child;
+    this.#lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  }
+
+  async ask(line: string): Promise<Readonly<Record<string, unknown>>> {
+    this.#child.stdin?.write(`${line}\n`);
+    return await this.answer();
+  }
+
+  async answer(): Promise<Readonly<Record<string, unknown>>> {
+    const { value, done } = await this.#lines.next();
+    if (done === true) throw new Error("the engine has ended");
+    const answer = JSON.parse(value) as Readonly<Record<string, unknown>>;
+    if (answer["code"] !== undefined) throw new Error(`${answer["code"]}: ${answer["message"]}`);
+    return answer;
+  }
+
+  async end(): Promise<void> {
+    this.#child.stdin?.end();
+    if (this.#child.exitCode === null && this.#child.signalCode === null) {
+      await once(this.#child, "exit");
+    }
+  }
+}
+
+async function deviceCount(): Promise<number> {
+  await using driver = new CudaDriver();
+  return await driver.devices().then(
+    (devices) => devices.length,
+    () => 0,
+  );
+}
