@@ -16,7 +16,7 @@ import {
   type Staging,
 } from "../artifacts/install.ts";
 import type { ManifestFile, SealedManifest } from "../artifacts/manifest.ts";
-import { toPortable } from "../artifacts/rebase.ts";
+import { portableFile } from "../artifacts/portable-file.ts";
 import {
   type FailureMarker,
   ownPaths,
@@ -24,7 +24,6 @@ import {
   removeMarker,
   writeMarker,
 } from "../artifacts/receipt.ts";
-import { blake3Hex, wholeDigest } from "../core/digest.ts";
 import type { Clock } from "../platform/clock.ts";
 import { claimNodeLock } from "../platform/node-lock.ts";
 import type { OfferedFile } from "../transport/transport.ts";
@@ -98,6 +97,9 @@ function installedFile(root: string, file: ManifestFile): OfferedFile | null {
     stamp: { mtimeNs: stat.mtimeNs, inode: stat.ino },
   };
   if (file.form === "plain") return offered;
-  const bytes = toPortable(fs.readFileSync(full), root);
-  return wholeDigest(blake3Hex(bytes)) === file.digest ? { ...offered, bytes } : null;
+  const portable = portableFile(fs.readFileSync(full), { root, path: file.path });
+  if (portable?.digest !== file.digest) return null;
+  const { bytes, spooled } = portable;
+  if (bytes !== undefined) return { ...offered, bytes };
+  return spooled ? { path: spooled.path, size: file.size, stamp: spooled } : null;
 }

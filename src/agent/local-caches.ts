@@ -6,12 +6,11 @@ import fs from "node:fs";
 import path from "node:path";
 import { type Cache, chooseCaches } from "../artifacts/families.ts";
 import type { Environment } from "../artifacts/family.ts";
-import { hashPath } from "../artifacts/hash-file.ts";
+import { hashBytes, hashPath } from "../artifacts/hash-file.ts";
 import { mergeFacts } from "../artifacts/identity.ts";
 import { toPortable } from "../artifacts/rebase.ts";
 import { type Receipt, readReceipts } from "../artifacts/receipt.ts";
 import { type Seal, seal } from "../artifacts/seal.ts";
-import { blake3Hex, wholeDigest } from "../core/digest.ts";
 import type { RelightError } from "../errors.ts";
 import type { CacheSettings } from "./replica-caches.ts";
 
@@ -71,7 +70,8 @@ function verifyFile(root: string, file: Receipt["files"][number]): Verified["sta
 function digestOf(full: string, root: string, file: Receipt["files"][number]): string {
   if (file.form === "plain") return hashPath(full)?.digest ?? "";
   try {
-    return wholeDigest(blake3Hex(toPortable(fs.readFileSync(full), root)));
+    const portable = toPortable(fs.readFileSync(full), { root, path: path.relative(root, full) });
+    return portable === null ? "" : hashBytes(portable).digest;
   } catch {
     // It is no longer the kind of file that it was installed as.
     return "";

@@ -116,11 +116,12 @@ export class Publisher {
 }
 
 function offered(root: string, file: SealedFile): OfferedFile {
-  const { mtimeNs, inode, portable } = file;
+  const { portable, spooled } = file;
+  const served = spooled ?? { ...file, path: path.join(root, file.entry.path) };
   return {
-    path: path.join(root, file.entry.path),
+    path: served.path,
     size: file.entry.size,
-    stamp: { mtimeNs, inode },
+    stamp: { mtimeNs: served.mtimeNs, inode: served.inode },
     ...(portable === undefined ? {} : { bytes: portable }),
   };
 }

@@ -27,6 +27,14 @@ export function hashHandle(handle: number, size: number, buffer: Buffer): Hashed
   return { digest: chunkedDigest(chunks), chunks };
 }
 
+/** The digest of a file that has these bytes. */
+export function hashBytes(bytes: Buffer): HashedFile {
+  const [first = Buffer.alloc(0), ...rest] = chunksOf(bytes);
+  if (rest.length === 0) return { digest: wholeDigest(blake3Hex(first)), chunks: [] };
+  const chunks = [first, ...rest].map(blake3Hex);
+  return { digest: chunkedDigest(chunks), chunks };
+}
+
 /** The digest of a whole file; null when it changed its length meanwhile. A link is not followed. */
 export function hashPath(file: string): HashedFile | null {
   const handle = fs.openSync(file, fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW);
@@ -35,6 +43,13 @@ export function hashPath(file: string): HashedFile | null {
   } finally {
     fs.closeSync(handle);
   }
+}
+
+function chunksOf(bytes: Buffer): Buffer[] {
+  const chunks: Buffer[] = [];
+  for (let offset = 0; offset < bytes.length; offset += chunkBytes)
+    chunks.push(bytes.subarray(offset, offset + chunkBytes));
+  return chunks;
 }
 
 function readExactly(

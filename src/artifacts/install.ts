@@ -159,7 +159,10 @@ function prepareFile(
   const staged = path.join(staging.tree, file.path);
   try {
     if (file.form === "rooted")
-      fs.writeFileSync(staged, fromPortable(fs.readFileSync(staged), root, members));
+      fs.writeFileSync(
+        staged,
+        fromPortable(fs.readFileSync(staged), { root, path: file.path }, members),
+      );
     checkStructure(staging.tree, file.path);
     fs.chmodSync(staged, file.mode);
     // Access before modification: the first read then moves it, also under relatime, and proves a hit.

@@ -25,12 +25,14 @@ export const manifestLimits = {
   bytesMax: 128 * MiB,
   filesMax: 400_000,
   fileBytesMax: 64 * GiB,
+  /** A rooted file is held in memory while it is changed. */
+  rootedBytesMax: 256 * MiB,
   totalBytesMax: 2_048 * GiB,
 } as const;
 
 /**
- * How a file travels. `plain`: the bytes as they lie on disk. `rooted`: a text that names its cache's
- * root, with the root replaced by a token (src/artifacts/rebase.ts); size and digest are of that text.
+ * How a file travels. `plain`: the bytes as they lie on disk. `rooted`: a file that names its cache's
+ * root, with the root replaced by a token (src/artifacts/rebase.ts); size and digest are of that form.
  */
 export type Form = "plain" | "rooted";
 
@@ -196,8 +198,8 @@ function checkSizes(files: readonly ManifestFile[]): void {
     const chunkCount = size > chunkBytes ? Math.ceil(size / chunkBytes) : 0;
     if (chunks.length !== chunkCount)
       invalid(`${JSON.stringify(path)} has ${chunks.length} chunks, its size wants ${chunkCount}`);
-    if (form === "rooted" && chunkCount > 0)
-      invalid(`${JSON.stringify(path)} is rooted and larger than one chunk`);
+    if (form === "rooted" && size > manifestLimits.rootedBytesMax)
+      invalid(`${JSON.stringify(path)} is rooted and larger than ${manifestLimits.rootedBytesMax}`);
     if (
       chunkCount > 0
         ? digest !== chunkedDigest(chunks)

@@ -7,6 +7,7 @@ import { parentPort } from "node:worker_threads";
 import { asRelightError, assert } from "../errors.ts";
 import { familyNamed } from "./families.ts";
 import { customFamily } from "./kinds/custom.ts";
+import { cleanSpool } from "./portable-file.ts";
 import { type SealedFile, seal } from "./seal.ts";
 import type { SealAnswer, SealOrder } from "./sealer.ts";
 
@@ -23,6 +24,8 @@ function answer(order: SealOrder): SealAnswer {
       : familyNamed(order.family);
     const last = known.get(order.root);
     const result = seal({ ...order, family, ...(last === undefined ? {} : { known: last }) });
+    const keep = result?.files.flatMap(({ spooled }) => spooled ?? []) ?? [];
+    cleanSpool(order.root, { keep, nowMs: order.settledBeforeMs });
     known.set(order.root, new Map(result?.files.map((file) => [file.entry.path, file]) ?? []));
     return { id: order.id, seal: result };
   } catch (thrown) {

@@ -5,7 +5,6 @@
 
 import fs from "node:fs";
 import path from "node:path";
-import { blake3Hex, wholeDigest } from "../core/digest.ts";
 import { chunkBytes } from "../core/pieces.ts";
 import { RelightError } from "../errors.ts";
 import { errnoOf, fromNodeError } from "../platform/node-errors.ts";
@@ -18,7 +17,8 @@ import {
   type SealedManifest,
 } from "./manifest.ts";
 import { collisionKey, ownFolder, unsafePath } from "./paths.ts";
-import { toPortable } from "./rebase.ts";
+import { isSpooled, portableFile, type Spooled } from "./portable-file.ts";
+import { groupMembers, isGroupFile } from "./rebase-group.ts";
 
 /** A sealed file as it lay on disk, so that a server can tell whether it still does. */
 export interface SealedFile {
@@ -27,8 +27,9 @@ export interface SealedFile {
   readonly diskSize: number;
   readonly mtimeNs: bigint;
   readonly inode: bigint;
-  /** The portable form of a rooted file. */
+  /** The portable form of a rooted file: in memory, or on disk when it is large. */
   readonly portable?: Buffer;
+  readonly spooled?: Spooled;
 }
 
 export interface Skipped {
@@ -157,11 +158,11 @@ function readFile(
     if (!before.isFile()) throw new RelightError("structure_invalid", "not a regular file");
     if (Number(before.mtimeMs) > options.settledBeforeMs) return "settling";
     const known = options.known?.get(relative);
-    if (known !== undefined && isSameStamp(known, before)) return known;
+    if (known !== undefined && isSameStamp(known, before) && isServable(known)) return known;
     if (before.size > manifestLimits.fileBytesMax)
       throw new RelightError("structure_invalid", "larger than a manifest may hold");
     const content = options.family.isRooted(relative)
-      ? readRooted(handle, Number(before.size), options.root)
+      ? readRooted(handle, Number(before.size), { root: options.root, path: relative, buffer })
       : hashPlain(handle, Number(before.size), buffer);
     const after = fs.fstatSync(handle, { bigint: true });
     const stamp = { diskSize: Number(before.size), mtimeNs: before.mtimeNs, inode: before.ino };
@@ -171,6 +172,7 @@ function readFile(
       entry: { path: relative, mode, ...content.entry },
       ...stamp,
       ...(content.portable ? { portable: content.portable } : {}),
+      ...(content.spooled ? { spooled: content.spooled } : {}),
     };
   } finally {
     fs.closeSync(handle);
@@ -180,20 +182,24 @@ function readFile(
 interface Content {
   readonly entry: Pick<ManifestFile, "size" | "form" | "digest" | "chunks">;
   readonly portable?: Buffer;
+  readonly spooled?: Spooled;
 }
 
-function readRooted(handle: number, size: number, root: string): Content {
-  if (size > chunkBytes)
+function readRooted(
+  handle: number,
+  size: number,
+  at: { root: string; path: string; buffer: Buffer },
+): Content | null {
+  if (isGroupFile(at.path) && size > chunkBytes)
     throw new RelightError("structure_invalid", "a group file larger than a chunk");
-  const portable = toPortable(fs.readFileSync(handle), root);
+  const portable =
+    size > manifestLimits.rootedBytesMax ? null : portableFile(fs.readFileSync(handle), at);
+  if (portable === null) return hashPlain(handle, size, at.buffer);
+  const { bytes, spooled, ...hashed } = portable;
   return {
-    entry: {
-      size: portable.length,
-      form: "rooted",
-      digest: wholeDigest(blake3Hex(portable)),
-      chunks: [],
-    },
-    portable,
+    entry: { form: "rooted", ...hashed },
+    ...(bytes ? { portable: bytes } : {}),
+    ...(spooled ? { spooled } : {}),
   };
 }
 
@@ -211,22 +217,20 @@ function isSameStamp(
   );
 }
 
+/** Its portable form may have been removed from disk. */
+function isServable({ spooled }: SealedFile): boolean {
+  return spooled === undefined || isSpooled(spooled);
+}
+
 /** A group that lists a file which is not sealed would be refused by every target. */
 function dropBrokenGroups(files: readonly SealedFile[], skipped: Skipped[]): SealedFile[] {
   const paths = new Set(files.map(({ entry }) => entry.path));
   return files.filter(({ entry, portable }) => {
-    if (portable === undefined || groupMembers(portable).every((member) => paths.has(member)))
-      return true;
+    if (portable === undefined || !isGroupFile(entry.path)) return true;
+    if (groupMembers(portable).every((member) => paths.has(member))) return true;
     skipped.push(leave(entry.path, "lists a file that is not sealed", true));
     return false;
   });
-}
-
-function groupMembers(portable: Buffer): string[] {
-  const { child_paths: children } = JSON.parse(portable.toString("utf8")) as {
-    child_paths: Record<string, string>;
-  };
-  return Object.values(children).map((child) => child.slice("relight-root:/".length));
 }
 
 function dropCollisions(files: readonly SealedFile[], skipped: Skipped[]): SealedFile[] {

@@ -25,7 +25,16 @@ const members = new Set(["a/kernel.cubin", "a/kernel.json"]);
 const children = Object.fromEntries(
   [...members].map((path) => [posix.basename(path), `${root}/${path}`]),
 );
-const group = toPortable(Buffer.from(JSON.stringify({ child_paths: children })), root);
+const groupAt = { root, path: "a/__grp__kernel.json" };
+const group = toPortable(Buffer.from(JSON.stringify({ child_paths: children })), groupAt);
+assert.ok(group);
+
+/** CPython's `pickle.dumps(["relight-root:/ab/kernel.py", b"x", 7], protocol=4)`. */
+const graph = Buffer.from(
+  "gASVKAAAAAAAAABdlCiMGnJlbGlnaHQtcm9vdDovYWIva2VybmVsLnB5lEMBeJRLB2Uu",
+  "base64",
+);
+const graphAt = { root, path: "fxgraph/fp/ffpm/b4gs" };
 
 const size = 1_000;
 
@@ -45,15 +54,24 @@ export const targets: readonly FuzzTarget[] = [
     },
   },
   {
-    name: "fromPortable()",
+    name: "fromPortable() of a group",
     seeds: [group, '{"child_paths":{}}'],
     run: (bytes) => {
       const installed = JSON.parse(
-        fromPortable(Buffer.from(bytes), root, members).toString("utf8"),
+        fromPortable(Buffer.from(bytes), groupAt, members).toString("utf8"),
       );
       for (const path of Object.values<string>(installed.child_paths)) {
         assert.ok(members.has(posix.relative(root, path)), path);
       }
+    },
+  },
+  {
+    name: "fromPortable() of a graph entry",
+    seeds: [graph],
+    run: (bytes) => {
+      const installed = fromPortable(Buffer.from(bytes), graphAt, members);
+      for (const [path] of installed.toString("latin1").matchAll(/\/home\/me\/\.triton\/[^\n]*/g))
+        assert.match(path, /^\/home\/me\/\.triton\/[a-z0-9]{2}\/[a-z0-9]+\.(py|best_config)/);
     },
   },
   {

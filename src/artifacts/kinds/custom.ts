@@ -5,7 +5,7 @@
 import path from "node:path";
 import { RelightError } from "../../errors.ts";
 import { type Family, factNames, isTemporaryName } from "../family.ts";
-import { isGroupFile } from "../rebase.ts";
+import { isRootedFile } from "../rebase.ts";
 
 /** What compilers leave beside their output; everything else counts as compiled. */
 const besides = /\.(c|cc|cpp|cu|cuh|h|hpp|py|txt|log|json|d|o|s|ptx|ll|ttir|ttgir|llir)$/;
@@ -28,7 +28,7 @@ export function customFamily(name: string, folder: string): Family {
     sourceType: 3,
     dependsOn: factNames.filter((fact) => fact !== "deep_gemm_path"),
     isTemporary: isTemporaryName,
-    isRooted: isGroupFile,
+    isRooted: isRootedFile,
     unitOf: (file) => (besides.test(file) ? null : file),
   };
 }

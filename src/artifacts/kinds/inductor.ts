@@ -4,7 +4,7 @@
 
 import path from "node:path";
 import { type Family, isTemporaryName } from "../family.ts";
-import { isGroupFile } from "../rebase.ts";
+import { isRootedFile } from "../rebase.ts";
 
 export const inductor: Family = {
   name: "inductor",
@@ -35,7 +35,7 @@ export const inductor: Family = {
     "quantization",
   ],
   isTemporary: isTemporaryName,
-  isRooted: isGroupFile,
+  isRooted: isRootedFile,
   unitOf: (file) =>
     /\.(so|cubin)$/.test(file) || /^(fxgraph|aotautograd)\//.test(file) ? file : null,
 };

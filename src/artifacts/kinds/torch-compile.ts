@@ -4,7 +4,7 @@
 
 import path from "node:path";
 import { type Family, isTemporaryName } from "../family.ts";
-import { isGroupFile } from "../rebase.ts";
+import { isRootedFile } from "../rebase.ts";
 
 export const torchCompile: Family = {
   name: "torch-compile",
@@ -37,7 +37,7 @@ export const torchCompile: Family = {
     "compile_config",
   ],
   isTemporary: isTemporaryName,
-  isRooted: isGroupFile,
+  isRooted: isRootedFile,
   unitOf: (file) => (/\/artifact_[^/]*$|\/model$|\.cubin$|\.so$/.test(file) ? file : null),
 };
 

@@ -4,7 +4,7 @@
 
 import path from "node:path";
 import { type Family, folderUnit, isTemporaryName } from "../family.ts";
-import { isGroupFile } from "../rebase.ts";
+import { isGroupFile } from "../rebase-group.ts";
 
 export const triton: Family = {
   name: "triton",
