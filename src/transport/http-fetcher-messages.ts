@@ -26,7 +26,7 @@ export type ToFetcher =
       readonly type: "gather";
       readonly id: number;
       readonly at: SourceAddress;
-      readonly what: "manifest" | "have";
+      readonly what: "manifest" | "statement" | "have";
       readonly bytesMax: number;
     }
   | {

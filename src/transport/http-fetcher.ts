@@ -45,6 +45,14 @@ class HttpFetcher implements PieceFetcher {
     return await this.#gather({ at, what: "manifest", bytesMax: limits.bytesMax }, signal);
   }
 
+  async statement(
+    at: SourceAddress,
+    limits: { readonly bytesMax: number },
+    signal: AbortSignal,
+  ): Promise<Buffer> {
+    return await this.#gather({ at, what: "statement", bytesMax: limits.bytesMax }, signal);
+  }
+
   async have(at: SourceAddress, pieceCount: number, signal: AbortSignal): Promise<PieceSet> {
     const bytesMax = Math.ceil(pieceCount / 8);
     const bytes = await this.#gather({ at, what: "have", bytesMax }, signal);
@@ -71,7 +79,7 @@ class HttpFetcher implements PieceFetcher {
   }
 
   async #gather(
-    what: { at: SourceAddress; what: "manifest" | "have"; bytesMax: number },
+    what: { at: SourceAddress; what: "manifest" | "statement" | "have"; bytesMax: number },
     signal: AbortSignal,
   ): Promise<Buffer> {
     const onVerified = () => {};

@@ -6,11 +6,12 @@ import { RelightError } from "../errors.ts";
 
 export type Route =
   | { readonly kind: "health" }
-  | { readonly kind: "manifest" | "have"; readonly artifactId: Hex32 }
+  | { readonly kind: "manifest" | "statement" | "have"; readonly artifactId: Hex32 }
   | { readonly kind: "pieces"; readonly artifactId: Hex32; readonly ranges: string }
   | { readonly kind: "file"; readonly artifactId: Hex32; readonly fileIndex: number };
 
-const artifactPath = /^\/v1\/artifacts\/([0-9a-f]{64})\/(manifest|have|pieces|files\/(\d{1,7}))$/;
+const artifactPath =
+  /^\/v1\/artifacts\/([0-9a-f]{64})\/(manifest|statement|have|pieces|files\/(\d{1,7}))$/;
 
 /** @throws RelightError `request_invalid` or `not_found`. */
 export function parseRoute(url: string): Route {
@@ -21,8 +22,9 @@ export function parseRoute(url: string): Route {
   if (match === null || !isHex32(artifactId)) {
     throw new RelightError("not_found", `Cannot serve "${pathname.slice(0, 100)}": no such path`);
   }
-  if (match[2] === "manifest" || match[2] === "have") return { kind: match[2], artifactId };
-  if (match[2] === "pieces") return { kind: "pieces", artifactId, ranges: parseQuery(query) };
+  const [, , kind] = match;
+  if (kind === "manifest" || kind === "statement" || kind === "have") return { kind, artifactId };
+  if (kind === "pieces") return { kind: "pieces", artifactId, ranges: parseQuery(query) };
   return { kind: "file", artifactId, fileIndex: Number(match[3]) };
 }
 

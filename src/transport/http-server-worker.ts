@@ -96,12 +96,16 @@ interface SmallBody {
   readonly body: Buffer;
 }
 
-function smallBody(route: Route & { kind: "health" | "manifest" | "have" }): SmallBody {
+function smallBody(
+  route: Route & { kind: "health" | "manifest" | "statement" | "have" },
+): SmallBody {
   switch (route.kind) {
     case "health":
       return { type: "text/plain", body: Buffer.from("ok\n") };
     case "manifest":
       return { type: "application/json", body: artifact(route).manifest };
+    case "statement":
+      return { type: "application/vnd.dsse.envelope.v1+json", body: artifact(route).statement };
     case "have":
       return {
         type: "application/octet-stream",

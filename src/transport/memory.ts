@@ -141,12 +141,23 @@ class MemoryFetcher implements PieceFetcher {
     signal: AbortSignal,
   ): Promise<Buffer> {
     await turn(signal);
-    const { manifest } = this.#reach(at.endpoint).artifact(at.artifactId);
-    if (manifest.length <= limits.bytesMax) return Buffer.from(manifest);
-    throw new RelightError(
-      "source_protocol",
-      `Cannot accept the manifest: ${manifest.length} bytes, want at most ${limits.bytesMax}`,
-    );
+    return atMost(limits.bytesMax, this.#reach(at.endpoint).artifact(at.artifactId).manifest);
+  }
+
+  async statement(
+    at: SourceAddress,
+    limits: { readonly bytesMax: number },
+    signal: AbortSignal,
+  ): Promise<Buffer> {
+    await turn(signal);
+    const served = this.#reach(at.endpoint).artifact(at.artifactId);
+    try {
+      return atMost(limits.bytesMax, served.statement);
+    } catch (error) {
+      // As over the wire, where the target sees a status and not a code.
+      if (!(error instanceof RelightError) || error.code !== "not_found") throw error;
+      throw new RelightError("source_gone", error.message, { cause: error });
+    }
   }
 
   async have(at: SourceAddress, pieceCount: number, signal: AbortSignal): Promise<PieceSet> {
@@ -183,6 +194,14 @@ class MemoryFetcher implements PieceFetcher {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {}
+}
+
+function atMost(bytesMax: number, body: Buffer): Buffer {
+  if (body.length <= bytesMax) return Buffer.from(body);
+  throw new RelightError(
+    "source_protocol",
+    `Cannot accept the answer: ${body.length} bytes, want at most ${bytesMax}`,
+  );
 }
 
 function accept(number: number, bytes: Buffer, into: PieceOrder["into"]): void {

@@ -19,6 +19,7 @@ export interface PackedFiles {
 export interface PackedOffer {
   readonly artifactId: Hex32;
   readonly manifest: SharedArrayBuffer;
+  readonly statement: SharedArrayBuffer | null;
   readonly files: PackedFiles;
   /** For each piece: file index, offset, length. */
   readonly pieces: SharedArrayBuffer;
@@ -52,6 +53,7 @@ export function packOffer(offer: Offer): PackedOffer {
   return {
     artifactId: offer.artifactId,
     manifest: share(offer.manifest),
+    statement: offer.statement === undefined ? null : share(offer.statement),
     files: packFiles(offer.files),
     pieces: pieces.buffer,
     pieceCount: offer.pieces.length,

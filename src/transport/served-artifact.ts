@@ -17,6 +17,7 @@ export class ServedArtifact implements PumpSource {
   readonly manifest: Buffer;
   readonly pieceCount: number;
   readonly #artifactId: Hex32;
+  readonly #statement: Buffer | null;
   readonly #pieces: PieceTable;
   readonly #have: PieceSet;
   readonly #lost: PieceSet;
@@ -27,12 +28,22 @@ export class ServedArtifact implements PumpSource {
   constructor(packed: PackedOffer, onChanged: (artifactId: Hex32, fileIndex: number) => void) {
     this.#artifactId = packed.artifactId;
     this.manifest = Buffer.from(packed.manifest);
+    this.#statement = packed.statement === null ? null : Buffer.from(packed.statement);
     this.pieceCount = packed.pieceCount;
     this.#pieces = new PieceTable(packed);
     this.#have = new PieceSet(packed.pieceCount, packed.have);
     this.#lost = new PieceSet(packed.pieceCount, packed.lost);
     this.#files = new FileTable(packed.files);
     this.#onChanged = onChanged;
+  }
+
+  /** The author's envelope. @throws RelightError `not_found` when nobody signed. */
+  get statement(): Buffer {
+    if (this.#statement !== null) return this.#statement;
+    throw new RelightError(
+      "not_found",
+      `Cannot serve a statement of ${this.#artifactId}: it is offered unsigned`,
+    );
   }
 
   relocate(files: PackedFiles): void {
@@ -59,12 +70,14 @@ export class ServedArtifact implements PumpSource {
     return this.#have.has(piece) && !this.#lost.has(piece);
   }
 
-  /** What can be served now, as the wire has it. */
+  /**
+   * What can be served now, as the wire has it. The sets' words are little-endian on every machine that
+   * Relight runs on (x64, arm64), so that their bytes are the wire's: a thousand targets may ask.
+   */
   haveBytes(): Uint8Array {
-    const have = this.#have.toBytes();
-    this.#lost.toBytes().forEach((lost, at) => {
-      have[at] = (have[at] ?? 0) & ~lost;
-    });
+    const lost = new Uint8Array(this.#lost.words.buffer);
+    const have = new Uint8Array(this.#have.words.buffer).slice(0, Math.ceil(this.pieceCount / 8));
+    for (let at = 0; at < have.length; at++) have[at] = (have[at] ?? 0) & ~(lost[at] ?? 0);
     return have;
   }
 

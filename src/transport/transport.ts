@@ -28,6 +28,11 @@ export interface Offer {
   readonly artifactId: Hex32;
   /** The canonical bytes that `artifactId` is the digest of. */
   readonly manifest: Buffer;
+  /**
+   * The author's envelope, as it was signed: a relay hands on these very bytes. Not given where nobody
+   * signed; targets then find none.
+   */
+  readonly statement?: Buffer;
   /** In manifest order, as are `pieces`. */
   readonly files: readonly OfferedFile[];
   readonly pieces: readonly Piece[];
@@ -110,6 +115,12 @@ export interface PieceReceipt {
  */
 export interface PieceFetcher extends AsyncDisposable {
   manifest(
+    at: SourceAddress,
+    limits: { readonly bytesMax: number },
+    signal: AbortSignal,
+  ): Promise<Buffer>;
+  /** The author's envelope; `source_gone` from a source that has none. */
+  statement(
     at: SourceAddress,
     limits: { readonly bytesMax: number },
     signal: AbortSignal,
