@@ -2,7 +2,8 @@
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
-import { MiB } from "../core/units.ts";
+import { assertConsistent, playPull } from "../../test/support/pull-world.ts";
+import { KiB, MiB } from "../core/units.ts";
 import { step } from "./pull.ts";
 import { createPull, pullSettings } from "./pull-state.ts";
 
@@ -34,5 +35,18 @@ describe("pull plan", () => {
       nowMs = 200;
     }
     assert.deepEqual(pull.outcome, { type: "complete" });
+  });
+
+  // Simulation seed 37, 20 replicas: a pull took its last two pieces from one source after the other.
+  test("no batch is taken away from a source for a piece that takes long on every link", () => {
+    const slow = { bytesPerMs: 5 * KiB };
+    const result = playPull({
+      lengths: Array.from({ length: 16 }, () => 4 * MiB),
+      sources: { a: slow, b: slow, c: slow, d: slow, e: slow },
+    });
+    assertConsistent(result);
+    assert.deepEqual(result.outcome, { type: "complete" });
+    const stolen = [...result.pull.sources.values()].map((source) => source.stolen);
+    assert.deepEqual(stolen, [0, 0, 0, 0, 0]);
   });
 });

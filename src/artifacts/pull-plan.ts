@@ -137,7 +137,7 @@ function stealSlowest(pull: Pull, nowMs: number, effects: PullEffect[]): void {
   if (!pull.missing.isEmpty) return;
   const [slowest] = [...pull.batches.values()]
     .filter((batch) => !batch.isCancelled && nowMs - batch.startedMs >= pull.settings.stealMsMin)
-    .sort((left, right) => msLeft(right, nowMs) - msLeft(left, nowMs));
+    .sort((left, right) => msLeft(pull, right, nowMs) - msLeft(pull, left, nowMs));
   if (slowest === undefined || !hasFasterSource(pull, slowest, nowMs)) return;
   const { backoffMsMin, backoffMsMax } = pull.settings;
   slowest.isCancelled = true;
@@ -150,9 +150,15 @@ function stealSlowest(pull: Pull, nowMs: number, effects: PullEffect[]): void {
   effects.push({ type: "cancel", batch: slowest.id });
 }
 
-/** At the speed of this very batch: a source that has fallen silent is slow now, whatever it was. */
-function msLeft(batch: Batch, nowMs: number): number {
-  const bytesPerMs = batch.bytesDone / (nowMs - batch.startedMs);
+/**
+ * At the speed of this very batch: a source that has fallen silent is slow now, whatever it was. The piece
+ * on its way counts as if it were there. Only whole pieces are told, and on a link where one takes longer
+ * than `stealMsMin` every batch would otherwise look silent and be taken away for ever.
+ */
+function msLeft(pull: Pull, batch: Batch, nowMs: number): number {
+  const [current] = batch.pieces;
+  const bytesAtMost = batch.bytesDone + (current === undefined ? 0 : lengthOf(pull, current));
+  const bytesPerMs = bytesAtMost / (nowMs - batch.startedMs);
   return bytesPerMs === 0 ? Number.MAX_VALUE : batch.bytesLeft / bytesPerMs;
 }
 
@@ -162,7 +168,7 @@ function hasFasterSource(pull: Pull, batch: Batch, nowMs: number): boolean {
     const hasRest =
       source.have === null || [...batch.pieces].every((piece) => source.have?.has(piece));
     const thereMs = batch.bytesLeft / source.bytesPerMs;
-    return hasRest && msLeft(batch, nowMs) > 2 * thereMs + pull.settings.stealMsMin;
+    return hasRest && msLeft(pull, batch, nowMs) > 2 * thereMs + pull.settings.stealMsMin;
   });
 }
 
