@@ -14,7 +14,7 @@ namespace {
 __device__ uint32_t check(const State* s) {
     if (s->abi_version != RELIGHT_ABI_VERSION) return 1;
     if (s->ranks_max < 1 || s->ranks_max > kRanksMax || s->rank >= s->ranks_max) return 2;
-    if (s->tokens_max < 8 || s->tokens_max % 8 != 0) return 3;
+    if (s->tokens_max < 8 || s->tokens_max % 8 != 0 || s->tokens_max > 32768) return 3;
     if (s->hidden < 16 || s->hidden % 16 != 0 || s->hidden > RELIGHT_EP_HIDDEN_MAX) return 4;
     if (s->topk < 1 || s->topk > RELIGHT_EP_TOPK_MAX) return 5;
     if (s->local_experts_max < 1 || s->local_experts_max * s->ranks_max > 4096) return 6;

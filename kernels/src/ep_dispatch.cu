@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dispatch: each token goes once to each rank that owns one of its experts, straight to
-// window(rank).row[me][token]. The routing tables travel first, so that a receiver knows every row's
-// place before the row arrives. One flag a row: packing overlaps with the wire.
+// window(rank).row[me][token]. The routing tables travel first and prove themselves word by word, so
+// that a receiver knows every row's place before the row arrives. One cell a row, which holds the
+// sum of the row's words: packing overlaps with the wire, and no fence stands in the way.
 // Warps 0-7 of a block send, warps 8-15 push routes and receive; they meet only at the end.
 
 #include <relight/device/member.cuh>
@@ -14,28 +15,35 @@ constexpr uint32_t kStages = 4;      // rows in shared memory, being filled or b
 constexpr uint32_t kReceivers = 256;
 constexpr uint32_t kReceiverWarps = kReceivers / 32;
 constexpr uint32_t kSenderBarrier = 1, kReceiverBarrier = 2;
-constexpr uint32_t kTallyMax = 8192;   // u32 entries of shared memory for counting
 constexpr uint32_t kPlacesMax = 4096;  // (local expert, source) pairs
 
 struct Places {
-    uint32_t tally[kTallyMax];  // [token block][local expert][source], then its exclusive prefix
-    uint32_t first[kPlacesMax]; // [local expert][source]: first row of that source
+    uint16_t tally[kTallyMax];   // [block][local expert][source], then its exclusive prefix by block
+    uint32_t first[kPlacesMax];  // [local expert][source]: first row of that source
 };
-static_assert(kStages * 16384 + sizeof(Places) <= RELIGHT_EP_DISPATCH_SHARED, "fits the launch");
+constexpr uint32_t kStagesBytes = kStages * 16512;  // a bf16 row of 8192 channels and its header
+static_assert(kStagesBytes + sizeof(Places) <= RELIGHT_EP_DISPATCH_SHARED, "fits the launch");
 
 __device__ uint32_t token_count(const RelightEpDispatchArgs& args) {
     return args.token_count_at == 0 ? args.token_count
                                     : *reinterpret_cast<const uint32_t*>(args.token_count_at);
 }
 
-__device__ uint32_t owner_of(const View& view, const RelightEpDispatchArgs& args, uint64_t choice) {
+__device__ __forceinline__ int64_t expert_at(const RelightEpDispatchArgs& args, uint64_t choice) {
+    return args.flags & RELIGHT_EP_INDEX_64
+               ? reinterpret_cast<const int64_t*>(args.topk_index)[choice]
+               : reinterpret_cast<const int32_t*>(args.topk_index)[choice];
+}
+
+__device__ __forceinline__ const uint32_t* owners_of(const View& view) {
     const State* s = view.state;
-    const int64_t expert = args.flags & RELIGHT_EP_INDEX_64
-                               ? reinterpret_cast<const int64_t*>(args.topk_index)[choice]
-                               : reinterpret_cast<const int32_t*>(args.topk_index)[choice];
-    if (expert < 0 || expert >= s->experts_max) return RELIGHT_EP_NO_OWNER;
     const bool later = s->owner[1] != 0 && view.epoch >= s->owner_at;
-    return reinterpret_cast<const uint32_t*>(s->owner[later ? 1 : 0])[expert];
+    return reinterpret_cast<const uint32_t*>(s->owner[later ? 1 : 0]);
+}
+
+__device__ __forceinline__ uint32_t owner_of(const View& view, int64_t expert) {
+    if (expert < 0 || expert >= view.state->experts_max) return RELIGHT_EP_NO_OWNER;
+    return owners_of(view)[expert];
 }
 
 // May I write to `slot`? Only when it has consumed what I put there `parities` epochs ago.
@@ -47,22 +55,19 @@ __device__ bool gate(const View& view, uint32_t slot) {
     const uint64_t* cell = &view.line(s->rank, slot)->consumed[older % s->parities];
     const uint64_t wanted = tag(older, s->incarnation[slot]);
     const Wait wait = await<true>(view.live, cell, wanted, slot, RELIGHT_EP_PHASE_GATE, view.epoch);
-    if (wait != Wait::kReady) atomicOr(&view.live->dispatch_failed, 1u << slot);
+    if (wait != Wait::kReady) note_failed(&view.live->dispatch_failed, 1u << slot);
     return wait == Wait::kReady;
 }
 
 // ---- Sending rows: warps 0-7 ----
 
-// Ranks of a token's experts. Warp 0.
-__device__ uint32_t destinations(const View& view, const RelightEpDispatchArgs& args,
-                                 uint32_t token) {
-    const uint32_t lane = threadIdx.x & 31, topk = view.state->topk;
-    uint32_t bit = 0;
-    if (lane < topk) {
-        const uint32_t owner = owner_of(view, args, uint64_t(token) * topk + lane);
-        if (owner != RELIGHT_EP_NO_OWNER && (owner >> 16) < kRanksMax) bit = 1u << (owner >> 16);
-    }
-    return __reduce_or_sync(0xffffffffu, bit);
+// The sum of a row's words, while the copy engine reads them too. Warp 0.
+__device__ uint32_t sum_stage(const char* stage, uint32_t bytes) {
+    uint32_t sum = 0;
+#pragma unroll 4
+    for (uint32_t at = (threadIdx.x & 31) * 16; at < bytes; at += 512)
+        sum += proof_of(*reinterpret_cast<const uint4*>(stage + at), at / 16);
+    return __reduce_add_sync(0xffffffffu, sum);
 }
 
 template <bool kFp8>
@@ -71,100 +76,126 @@ __device__ void send_rows(const View& view, const RelightEpDispatchArgs& args, u
     const State* s = view.state;
     const uint32_t thread = threadIdx.x, lane = thread & 31;
     const bool issuer = thread < 32;
-    const uint32_t bytes = row_bytes(s->hidden, args.format);
+    const uint32_t header = row_header_bytes(s->topk);
+    const uint32_t bytes = header + row_bytes(s->hidden, args.format);
     const uint32_t stage_stride = static_cast<uint32_t>(align(bytes, 128));
     uint32_t reachable = 0, history = 0, step = 0;
+    uint32_t sums[3] = {};  // of the last three rows, newest first
 
-    // Lane r of warp 0 owns the traffic to rank r. Flags trail by two rows: bulk_wait<2> proves that
-    // the row before the last two has landed, and frees the stage that the next row will fill.
-    const auto flag = [&](uint32_t back, uint32_t token) {
+    // Lane r of warp 0 owns the traffic to rank r. Cells trail by two rows: by bulk_wait<2> the row
+    // before the last two is on its way out and its stage is free for the next row but one.
+    const auto prove = [&](uint32_t back, uint32_t token) {
         if (history >> back & 1)
-            ptx::store_release_system(view.row_cell(lane, s->rank, token), view.tag_of(s->rank));
+            ptx::store_relaxed_system(view.row_cell(lane, s->rank, token),
+                                      proven(view.epoch, sums[back]));
     };
     uint32_t token = blockIdx.x;
     for (; token < tokens; token += gridDim.x, step++) {
         char* stage = stages + (step % kStages) * stage_stride;
         const char* x = reinterpret_cast<const char*>(args.x) + 2ull * token * s->hidden;
+        const uint64_t choice = uint64_t(token) * s->topk + lane;
+        const bool chooses = issuer && lane < s->topk;
+        const int64_t expert = chooses ? expert_at(args, choice) : -1;
+        float weight = 0.0f;
+        if (chooses && args.topk_weights != 0)
+            weight = reinterpret_cast<const float*>(args.topk_weights)[choice];
         const Chunks row = load_row(x, s->hidden, thread);
         uint32_t to = 0;
         if (issuer) {
+            const uint32_t owner = owner_of(view, expert);
             if (step == 0)
                 reachable = __ballot_sync(0xffffffffu, (members >> lane & 1) && gate(view, lane));
-            to = destinations(view, args, token) & reachable;
+            const bool owned = owner != RELIGHT_EP_NO_OWNER && (owner >> 16) < kRanksMax;
+            to = __reduce_or_sync(0xffffffffu, owned ? 1u << (owner >> 16) : 0) & reachable;
+            if (chooses) reinterpret_cast<float*>(stage)[lane] = weight;
         }
         if constexpr (kFp8)
-            quantise_row(row, stage, s->hidden, args.format, thread);
+            quantise_row(row, stage + header, s->hidden, args.format, thread);
         else
-            copy_row(row, stage, s->hidden, thread);
+            copy_row(row, stage + header, s->hidden, thread);
         ptx::fence_shared_to_async();
         ptx::barrier(kSenderBarrier, kSenders);
         if (!issuer) continue;
-        if (lane == 0) view.sent()[token] = to;
         if (to >> lane & 1) ptx::bulk_store(view.row(lane, s->rank, token), stage, bytes);
         ptx::bulk_commit();
+        if (lane == 0) view.sent()[token] = to;
         history = history << 1 | (to >> lane & 1);
+        sums[2] = sums[1];
+        sums[1] = sums[0];
+        sums[0] = sum_stage(stage, bytes);
         ptx::bulk_wait<2>();
-        if (step >= 2) flag(2, token - 2 * gridDim.x);
+        if (step >= 2) prove(2, token - 2 * gridDim.x);
     }
     if (!issuer) return;
     ptx::bulk_wait<1>();
-    if (step >= 2) flag(1, token - 2 * gridDim.x);
+    if (step >= 2) prove(1, token - 2 * gridDim.x);
     ptx::bulk_wait<0>();
-    if (step >= 1) flag(0, token - gridDim.x);
+    if (step >= 1) prove(0, token - gridDim.x);
 }
 
 // ---- Routing tables: warps 8-15 ----
 
-// One block pushes my table to one rank: a header, my choices as the holder's local experts (or -1),
-// and the weights. Padded with -1 to whole 16-byte chunks.
-__device__ void push_route(const View& view, const RelightEpDispatchArgs& args, uint32_t to,
-                           uint32_t tokens) {
+// One block of my table to one rank: the choices as its local experts, then how often each occurs.
+__device__ void push_block(const View& view, const RelightEpDispatchArgs& args, uint32_t to,
+                           uint32_t block, uint32_t tokens, uint32_t* tally) {
     const State* s = view.state;
-    const uint32_t thread = threadIdx.x - kSenders;
-    const uint32_t choices = tokens * s->topk;
-    int16_t* table = view.choices(to, s->rank);
-    for (uint32_t i = thread * 8; i < choices; i += kReceivers * 8) {
-        uint32_t packed[4];
-#pragma unroll
-        for (uint32_t j = 0; j < 8; j++) {
-            uint32_t local = 0xffffu;
-            if (i + j < choices) {
-                const uint32_t owner = owner_of(view, args, i + j);
-                const bool here = owner != RELIGHT_EP_NO_OWNER && (owner >> 16) == to &&
-                                  (owner & 0xffffu) < s->local_experts_max;
-                if (here) local = owner & 0xffffu;
-            }
-            packed[j / 2] = j % 2 == 0 ? local : packed[j / 2] | local << 16;
-        }
-        ptx::store_once(table + i, uint4{packed[0], packed[1], packed[2], packed[3]});
-    }
-    if (args.topk_weights != 0) {
-        const auto* from = reinterpret_cast<const float*>(args.topk_weights);
-        float* weights = view.weights(to, s->rank);
-        for (uint32_t i = thread; i < choices; i += kReceivers) weights[i] = from[i];
-    }
-    if (thread == 0)
-        *view.route(to, s->rank) =
-            RouteHeader{tokens, args.format, s->topk, args.topk_weights != 0 ? 1u : 0u};
+    const uint32_t thread = threadIdx.x - kSenders, bits = view.block_bits();
+    const uint64_t base = (uint64_t(block) << bits) * s->topk;
+    const uint32_t left = tokens - (block << bits);  // of the table, counted in tokens
+    const uint32_t choices = min(left, 1u << bits) * s->topk;
+    for (uint32_t i = thread; i < s->local_experts_max; i += kReceivers) tally[i] = 0;
     ptx::barrier(kReceiverBarrier, kReceivers);
-    if (thread == 0)
-        ptx::store_release_system(&view.line(to, s->rank)->route[view.parity],
-                                  view.tag_of(s->rank));
+    uint64_t* words = view.choices(to, s->rank, block);
+    for (uint32_t i = thread * 4; i < choices; i += kReceivers * 4) {
+        // Two rounds of four loads each, all in flight at once.
+        int64_t experts[4];
+        uint32_t owners[4], locals[4];
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++)
+            experts[j] = i + j < choices ? expert_at(args, base + i + j) : -1;
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) owners[j] = owner_of(view, experts[j]);
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) {
+            const uint32_t local = owners[j] & 0xffffu;
+            const bool here = (owners[j] >> 16) == to && local < s->local_experts_max;
+            locals[j] = here ? local : 0xffffu;
+            if (here) atomicAdd(tally + local, 1u);
+        }
+        ptx::store_words(words + i / 2, proven(view.epoch, locals[0] | locals[1] << 16),
+                         proven(view.epoch, locals[2] | locals[3] << 16));
+    }
+    ptx::barrier(kReceiverBarrier, kReceivers);
+    uint64_t* counts = view.counts(to, s->rank, block);
+    for (uint32_t i = thread * 2; i < s->local_experts_max; i += kReceivers * 2) {
+        const uint32_t second = i + 1 < s->local_experts_max ? tally[i + 1] : 0;
+        ptx::store_relaxed_system(counts + i / 2, proven(view.epoch, tally[i] | second << 16));
+    }
 }
 
+// The last blocks do it: with few tokens they have no row to send.
 __device__ void push_routes(const View& view, const RelightEpDispatchArgs& args, uint32_t members,
-                            uint32_t tokens, uint32_t* open) {
-    // The last blocks do it: with few tokens they have no row to send.
-    for (uint32_t to = gridDim.x - 1 - blockIdx.x; to < view.state->ranks_max; to += gridDim.x) {
+                            uint32_t tokens, uint32_t* tally, uint32_t* open) {
+    const State* s = view.state;
+    const uint32_t bits = view.block_bits();
+    const uint32_t blocks = max(1u, (tokens + (1u << bits) - 1) >> bits);
+    for (uint32_t unit = gridDim.x - 1 - blockIdx.x; unit < blocks * s->ranks_max;
+         unit += gridDim.x) {
+        const uint32_t to = unit % s->ranks_max, block = unit / s->ranks_max;
         if ((members >> to & 1) == 0) continue;
         if (threadIdx.x == kSenders) *open = gate(view, to) ? 1 : 0;
         ptx::barrier(kReceiverBarrier, kReceivers);
-        if (*open != 0) push_route(view, args, to, tokens);
+        const bool may = *open != 0;
+        if (may && block == 0 && threadIdx.x == kSenders)
+            ptx::store_relaxed_system(
+                view.route(to, s->rank),
+                proven(view.epoch, route_header(tokens, args.format, s->topk)));
+        if (may && tokens != 0) push_block(view, args, to, block, tokens, tally);
         ptx::barrier(kReceiverBarrier, kReceivers);
     }
 }
 
-// Waits for every member's table. One warp, lane = source.
+// Waits for every member's header. One warp, lane = source.
 __device__ uint32_t await_routes(const View& view, const RelightEpDispatchArgs& args,
                                  uint32_t members, uint32_t* tokens_of) {
     const State* s = view.state;
@@ -172,18 +203,19 @@ __device__ uint32_t await_routes(const View& view, const RelightEpDispatchArgs& 
     bool arrived = false;
     tokens_of[source] = 0;
     if (members >> source & 1) {
-        const Wait wait =
-            await(view.live, &view.line(s->rank, source)->route[view.parity],
-                  view.tag_of(source), source, RELIGHT_EP_PHASE_ROUTE, view.epoch);
+        Wait wait = Wait::kReady;
+        const uint32_t header =
+            await_word(view.live, view.route(s->rank, source), source,
+                       RELIGHT_EP_PHASE_ROUTE, view.epoch, 0, &wait);
         if (wait == Wait::kReady) {
-            const RouteHeader header = *view.route(s->rank, source);
-            arrived = header.format == args.format && header.topk == s->topk &&
-                      header.tokens <= s->tokens_max;
+            const uint32_t tokens = header & 0xffffu;
+            arrived = header == route_header(tokens, args.format, s->topk) &&
+                      tokens <= s->tokens_max;
             if (arrived)
-                tokens_of[source] = header.tokens;
+                tokens_of[source] = tokens;
             else
-                suspect(view.live, source, RELIGHT_EP_PHASE_FORMAT, view.epoch, args.format,
-                        header.format);
+                suspect(view.live, source, RELIGHT_EP_PHASE_FORMAT, view.epoch,
+                        route_header(0, args.format, s->topk), header);
         }
     }
     return __ballot_sync(0xffffffffu, arrived);
@@ -203,53 +235,52 @@ __device__ uint32_t agree(const View& view, uint32_t arrived) {
 // ---- Places: how many rows each source has for each local expert, and where they start ----
 
 struct Shape {
-    uint32_t block_tokens;  // tokens a tally entry covers, multiple of 8
-    uint32_t pairs;         // local experts * slots
+    uint32_t pairs;   // local experts * slots
+    uint32_t blocks;  // of the longest table
 };
 
-__device__ Shape shape_of(const View& view, uint32_t tokens_most) {
-    const uint32_t pairs = view.state->local_experts_max * view.state->ranks_max;
-    uint32_t tokens = 64;
-    while ((tokens_most + tokens - 1) / tokens * pairs > kTallyMax) tokens *= 2;
-    return {tokens, pairs};
+__device__ void clear(Places* places) {
+    auto* words = reinterpret_cast<uint4*>(places->tally);
+    for (uint32_t i = threadIdx.x - kSenders; i < sizeof(places->tally) / 16; i += kReceivers)
+        words[i] = uint4{0, 0, 0, 0};
 }
 
-__device__ void count_choices(const View& view, uint32_t sources, const uint32_t* tokens_of,
-                              const Shape& shape, uint32_t blocks, Places* places) {
+// Fetches all sources' counts. Every thread waits for its own words.
+__device__ void fetch_counts(const View& view, uint32_t sources, const uint32_t* tokens_of,
+                             const Shape& shape, Places* places) {
     const State* s = view.state;
-    const uint32_t thread = threadIdx.x - kSenders;
-    for (uint32_t i = thread; i < blocks * shape.pairs; i += kReceivers) places->tally[i] = 0;
-    ptx::barrier(kReceiverBarrier, kReceivers);
-    const uint32_t block_choices = shape.block_tokens * s->topk;
-    for (uint32_t left = sources; left != 0; left &= left - 1) {
-        const uint32_t source = __ffs(left) - 1;
-        const uint32_t choices = tokens_of[source] * s->topk;
-        const int16_t* table = view.choices(s->rank, source);
-        for (uint32_t i = thread * 8; i < choices; i += kReceivers * 8) {
-            const uint4 raw = *reinterpret_cast<const uint4*>(table + i);
-            const uint32_t packed[4] = {raw.x, raw.y, raw.z, raw.w};
-            uint32_t* tally = places->tally + (i / block_choices) * shape.pairs + source;
-#pragma unroll
-            for (uint32_t j = 0; j < 8; j++) {
-                const uint32_t local = packed[j / 2] >> (j % 2 * 16) & 0xffffu;
-                if (local < s->local_experts_max) atomicAdd(tally + local * s->ranks_max, 1u);
-            }
-        }
+    const uint32_t thread = threadIdx.x - kSenders, bits = view.block_bits();
+    const uint32_t each = (s->local_experts_max + 1) / 2, count = __popc(sources);
+    const uint32_t my_source = nth_member(sources, threadIdx.x & 31);
+    const uint32_t total = count * shape.blocks * each;
+    for (uint32_t first = 0; first < total; first += kReceivers) {  // whole warps, for the shuffle
+        const uint32_t i = first + thread;
+        const uint32_t word = i % each, turn = i / each % count, block = i / each / count;
+        const uint32_t source = __shfl_sync(0xffffffffu, my_source, turn);
+        if (i >= total || (block << bits) >= tokens_of[source]) continue;
+        Wait wait = Wait::kReady;
+        const uint32_t pair = await_word(view.live, view.counts(s->rank, source, block) + word,
+                                         source, RELIGHT_EP_PHASE_ROUTE, view.epoch, 0, &wait);
+        if (wait != Wait::kReady) note_failed(&view.live->dispatch_failed, 1u << source);
+        uint16_t* tally = places->tally + block * shape.pairs + 2 * word * s->ranks_max + source;
+        tally[0] = static_cast<uint16_t>(pair);
+        if (2 * word + 1 < s->local_experts_max)
+            tally[s->ranks_max] = static_cast<uint16_t>(pair >> 16);
     }
     ptx::barrier(kReceiverBarrier, kReceivers);
 }
 
 // Turns counts into places: prefix over token blocks, then over sources within an expert.
 __device__ void place_rows(const View& view, const RelightEpDispatchArgs& args, const Shape& shape,
-                           uint32_t blocks, Places* places) {
+                           Places* places) {
     const State* s = view.state;
     const uint32_t thread = threadIdx.x - kSenders;
     for (uint32_t pair = thread; pair < shape.pairs; pair += kReceivers) {
         uint32_t sum = 0;
-        for (uint32_t b = 0; b < blocks; b++) {
-            uint32_t& entry = places->tally[b * shape.pairs + pair];
+        for (uint32_t b = 0; b < shape.blocks; b++) {
+            uint16_t& entry = places->tally[b * shape.pairs + pair];
             const uint32_t count = entry;
-            entry = sum;
+            entry = static_cast<uint16_t>(sum);
             sum += count;
         }
         places->first[pair] = sum;
@@ -272,20 +303,28 @@ __device__ void place_rows(const View& view, const RelightEpDispatchArgs& args, 
     ptx::barrier(kReceiverBarrier, kReceivers);
 }
 
-// How often `local` occurs in table[from, to). `from` is a multiple of 8. A whole warp.
-__device__ uint32_t occurrences(const int16_t* table, uint32_t from, uint32_t to, uint32_t local) {
+// How often `local` occurs in the first `count` choices of a block. A whole warp.
+__device__ uint32_t occurrences(const View& view, const uint64_t* words, uint32_t count,
+                                uint32_t source, uint32_t local) {
     const uint32_t wanted = local | local << 16;
     uint32_t bits = 0;
-    for (uint32_t i = from + (threadIdx.x & 31) * 8; i < to; i += 256) {
-        const uint4 raw = *reinterpret_cast<const uint4*>(table + i);
-        const uint32_t packed[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-        for (uint32_t j = 0; j < 4; j++) {
-            uint32_t equal = __vcmpeq2(packed[j], wanted);
-            if (i + 2 * j >= to) equal = 0;
-            if (i + 2 * j + 1 == to) equal &= 0xffffu;
-            bits += __popc(equal);
-        }
+#pragma unroll 4
+    for (uint32_t i = (threadIdx.x & 31) * 4; i < count; i += 128) {
+        const ulonglong2 pair = ptx::load_words(words + i / 2);
+        Wait wait = Wait::kReady;
+        uint32_t low = static_cast<uint32_t>(pair.x), high = static_cast<uint32_t>(pair.y);
+        if (!proves(pair.x, view.epoch))
+            low = await_word(view.live, words + i / 2, source, RELIGHT_EP_PHASE_ROUTE, view.epoch,
+                             ~0u, &wait);
+        if (i + 2 < count && !proves(pair.y, view.epoch))
+            high = await_word(view.live, words + i / 2 + 1, source, RELIGHT_EP_PHASE_ROUTE,
+                              view.epoch, ~0u, &wait);
+        uint32_t equal = __vcmpeq2(low, wanted);
+        if (i + 1 == count) equal &= 0xffffu;
+        bits += __popc(equal);
+        equal = i + 2 < count ? __vcmpeq2(high, wanted) : 0;
+        if (i + 3 == count) equal &= 0xffffu;
+        bits += __popc(equal);
     }
     return __reduce_add_sync(0xffffffffu, bits) / 16;
 }
@@ -297,84 +336,115 @@ struct Target {
     uint32_t place;  // row within that expert's output
 };
 
-__device__ Target target_of(const View& view, uint32_t source, uint32_t token, const Shape& shape,
-                            const Places* places) {
+__device__ Target target_of(const View& view, const RelightEpDispatchArgs& args, uint32_t source,
+                            uint32_t token, const Shape& shape, const Places* places) {
     const State* s = view.state;
-    const uint32_t lane = threadIdx.x & 31;
-    const int16_t* table = view.choices(s->rank, source);
-    const uint32_t start = token * s->topk;
+    const uint32_t lane = threadIdx.x & 31, bits = view.block_bits();
+    const uint32_t block = token >> bits, start = (token - (block << bits)) * s->topk;
+    const uint64_t* words = view.choices(s->rank, source, block);
     uint32_t local = 0xffffu;
-    if (lane < s->topk) local = static_cast<uint16_t>(table[start + lane]);
+    if (lane < s->topk) {
+        Wait wait = Wait::kReady;
+        const uint32_t at = start + lane;
+        const uint32_t pair = await_word(view.live, words + at / 2, source, RELIGHT_EP_PHASE_ROUTE,
+                                         view.epoch, ~0u, &wait);
+        local = pair >> (at % 2 * 16) & 0xffffu;
+    }
     if (local >= s->local_experts_max) local = 0xffffu;
     Target target{local, 0};
-    const uint32_t block = token / shape.block_tokens;
     for (uint32_t left = __ballot_sync(0xffffffffu, local != 0xffffu); left != 0; left &= left - 1) {
         const uint32_t choice = __ffs(left) - 1;
         const uint32_t wanted = __shfl_sync(0xffffffffu, local, choice);
         const uint32_t same = __ballot_sync(0xffffffffu, local == wanted);
-        const uint32_t before =
-            occurrences(table, block * shape.block_tokens * s->topk, start, wanted) +
-            __popc(same & ((1u << choice) - 1));
+        const uint32_t before = occurrences(view, words, start, source, wanted) +
+                                __popc(same & ((1u << choice) - 1));
         const uint32_t pair = wanted * s->ranks_max + source;
         if (lane == choice)
             target.place = places->first[pair] + places->tally[block * shape.pairs + pair] + before;
     }
+    // More rows than the output holds: only with one expert chosen twice by many tokens.
+    if (target.place >= args.slots) target.local = 0xffffu;
     return target;
 }
 
-// Writes one row to each of its experts. `row` is null for a row that never came: zeros.
+// The scales of a row to [local expert][word][slot], the layout a grouped GEMM loads. Lanes 4 to 19
+// hold 4 words each.
+__device__ void pack_scales(const View& view, const RelightEpDispatchArgs& args, uint4 part,
+                            const Target& target, uint32_t valid) {
+    const uint32_t first = ((threadIdx.x & 31) - 4) * 4, groups = groups_of(view.state->hidden);
+    const bool bytes = args.format == RELIGHT_EP_FP8_UE8M0;
+    const uint32_t words = bytes ? (groups + 3) / 4 : groups;
+    const uint32_t values[4] = {part.x, part.y, part.z, part.w};
+    for (uint32_t left = valid; left != 0; left &= left - 1) {
+        const uint32_t local = __shfl_sync(0xffffffffu, target.local, __ffs(left) - 1);
+        const uint32_t place = __shfl_sync(0xffffffffu, target.place, __ffs(left) - 1);
+        uint32_t* to = reinterpret_cast<uint32_t*>(args.out_scales) +
+                       uint64_t(local) * words * args.slots + place;
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) {
+            const uint32_t word = first + j;
+            if (word >= words) continue;
+            const bool part_filled = bytes && word == words - 1 && groups % 4 != 0;
+            const uint32_t mask = part_filled ? (1u << groups % 4 * 8) - 1 : ~0u;
+            to[uint64_t(word) * args.slots] = values[j] & mask;
+        }
+    }
+}
+
+// Writes one row's payload and scales to each of its experts and returns this lane's part of the sum
+// of all its words. `row` is null for a row that never came: zeros.
 template <bool kFp8>
-__device__ void pack_row(const View& view, const RelightEpDispatchArgs& args, const char* row,
-                         const Target& target, uint32_t valid) {
-    constexpr uint32_t kBatch = 7;  // 7 * 32 * 16 bytes in flight: half a row of e4m3 at 7168
+__device__ uint32_t pack_row(const View& view, const RelightEpDispatchArgs& args, const char* row,
+                             uint32_t header, const Target& target, uint32_t valid) {
+    constexpr uint32_t kBatch = 14;  // 14 * 32 * 16 bytes in flight: a row of e4m3 at 7168
     const State* s = view.state;
     const uint32_t lane = threadIdx.x & 31;
-    const uint32_t bytes = payload_bytes(s->hidden, args.format);
-    const uint64_t out_row = (uint64_t(target.local) * args.slots + target.place) * bytes;
-    for (uint32_t base = 0; base < bytes / 16; base += kBatch * 32) {
+    const uint32_t chunks = payload_bytes(s->hidden, args.format) / 16;
+    const char* payload = row + header;
+    const uint64_t out_row = (uint64_t(target.local) * args.slots + target.place) * chunks * 16;
+
+    // What stands around the payload: lanes 0-3 the header, lanes 4-19 the scales.
+    const uint32_t around = row_bytes(s->hidden, args.format) / 16 - chunks;
+    const uint32_t head = header / 16;
+    const uint32_t rest_at = lane < 4 ? lane : head + chunks + lane - 4;
+    const bool has_rest = lane < 4 ? lane < head : lane - 4 < around;
+    uint4 rest{0, 0, 0, 0};
+    if (row != nullptr && has_rest) rest = ptx::load_afresh(row + 16 * rest_at);
+    uint32_t sum = proof_of(rest, rest_at);
+    for (uint32_t base = 0; base < chunks; base += kBatch * 32) {
         uint4 part[kBatch];
 #pragma unroll
         for (uint32_t i = 0; i < kBatch; i++) {
             const uint32_t at = base + i * 32 + lane;
             part[i] = uint4{0, 0, 0, 0};
-            if (row != nullptr && at < bytes / 16) part[i] = ptx::load_once(row + 16 * at);
+            if (row != nullptr && at < chunks) part[i] = ptx::load_afresh(payload + 16 * at);
         }
+#pragma unroll
+        for (uint32_t i = 0; i < kBatch; i++) sum += proof_of(part[i], head + base + i * 32 + lane);
+        if (args.flags & RELIGHT_EP_ZERO_COPY) continue;
         for (uint32_t left = valid; left != 0; left &= left - 1) {
             char* to = reinterpret_cast<char*>(args.out_x) +
                        __shfl_sync(0xffffffffu, out_row, __ffs(left) - 1);
 #pragma unroll
             for (uint32_t i = 0; i < kBatch; i++) {
                 const uint32_t at = base + i * 32 + lane;
-                if (at < bytes / 16) ptx::store_once(to + 16 * at, part[i]);
+                if (at < chunks) ptx::store_once(to + 16 * at, part[i]);
             }
         }
     }
-    if constexpr (!kFp8) return;
-    // Scales go to [local expert][word][slot]: the layout a grouped GEMM loads.
-    const uint32_t groups = groups_of(s->hidden);
-    const uint32_t words = args.format == RELIGHT_EP_FP8_UE8M0 ? (groups + 3) / 4 : groups;
-    const auto* scales = reinterpret_cast<const uint32_t*>(row + scale_at(s->hidden));
-    for (uint32_t word = lane; word < align(words, 32); word += 32) {
-        uint32_t value = row != nullptr && word < words ? scales[word] : 0;
-        if (args.format == RELIGHT_EP_FP8_UE8M0 && word == words - 1 && groups % 4 != 0)
-            value &= (1u << groups % 4 * 8) - 1;
-        for (uint32_t left = valid; left != 0; left &= left - 1) {
-            const uint32_t local = __shfl_sync(0xffffffffu, target.local, __ffs(left) - 1);
-            const uint32_t place = __shfl_sync(0xffffffffu, target.place, __ffs(left) - 1);
-            if (word < words)
-                reinterpret_cast<uint32_t*>(
-                    args.out_scales)[(uint64_t(local) * words + word) * args.slots + place] = value;
-        }
-    }
+    if (kFp8 && (args.flags & RELIGHT_EP_ZERO_COPY) == 0)
+        pack_scales(view, args, rest, target, valid);
+    return sum;
 }
 
 template <bool kFp8>
 __device__ void receive_row(const View& view, const RelightEpDispatchArgs& args, uint32_t source,
                             uint32_t token, const Shape& shape, const Places* places) {
     const State* s = view.state;
-    const uint32_t lane = threadIdx.x & 31;
-    const Target target = target_of(view, source, token, shape, places);
+    const uint32_t lane = threadIdx.x & 31, header = row_header_bytes(s->topk);
+    const Target target = target_of(view, args, source, token, shape, places);
     const uint32_t valid = __ballot_sync(0xffffffffu, target.local != 0xffffu);
+    if (target.place >= args.slots) view.index(source)[token * s->topk + lane] = -1;
     if (valid == 0) return;
     if (valid >> lane & 1) {
         view.index(source)[token * s->topk + lane] = static_cast<int32_t>(target.place);
@@ -383,14 +453,23 @@ __device__ void receive_row(const View& view, const RelightEpDispatchArgs& args,
             static_cast<int32_t>(source * s->tokens_max + token);
     }
     Wait wait = Wait::kReady;
+    uint32_t wanted = 0;
     if (lane == 0)
-        wait = await(view.live, view.row_cell(s->rank, source, token), view.tag_of(source), source,
-                     RELIGHT_EP_PHASE_ROW, view.epoch);
-    const bool lost = __shfl_sync(0xffffffffu, static_cast<uint32_t>(wait), 0) != 0;
-    if (lost && lane == 0) atomicOr(&view.live->dispatch_failed, 1u << source);
-    if (args.flags & RELIGHT_EP_ZERO_COPY) return;
-    const char* row = lost ? nullptr : view.row(s->rank, source, token);
-    pack_row<kFp8>(view, args, row, target, valid);
+        wanted = await_word(view.live, view.row_cell(s->rank, source, token), source,
+                            RELIGHT_EP_PHASE_ROW, view.epoch, 0, &wait);
+    wanted = __shfl_sync(0xffffffffu, wanted, 0);
+    wait = static_cast<Wait>(__shfl_sync(0xffffffffu, static_cast<uint32_t>(wait), 0));
+    const char* row = view.row(s->rank, source, token);
+    Patience patience{0, 0};
+    for (uint32_t tries = 1; wait == Wait::kReady; tries++) {
+        const uint32_t sum = __reduce_add_sync(
+            0xffffffffu, pack_row<kFp8>(view, args, row, header, target, valid));
+        if (sum == wanted) return;
+        wait = again(view.live, &patience, tries, source, RELIGHT_EP_PHASE_ROW, view.epoch, wanted,
+                     sum);
+    }
+    if (lane == 0) note_failed(&view.live->dispatch_failed, 1u << source);
+    pack_row<kFp8>(view, args, nullptr, header, target, valid);
 }
 
 template <bool kFp8>
@@ -400,7 +479,9 @@ __device__ void receive(const View& view, const RelightEpDispatchArgs& args, uin
     __shared__ uint32_t shared_sources;
     const uint32_t warp = (threadIdx.x - kSenders) / 32, lane = threadIdx.x & 31;
 
-    // Phase 1: routing tables. Ends with the receivers' barrier.
+    clear(places);
+
+    // Phase 1: headers of routing tables. Ends with the receivers' barrier.
     if (warp == 0) {
         const uint32_t arrived = await_routes(view, args, members, tokens_of);
         if (lane == 0) shared_sources = arrived;
@@ -409,17 +490,18 @@ __device__ void receive(const View& view, const RelightEpDispatchArgs& args, uin
 
     // Phase 2: places. The other blocks' agreement is asked for now and read after the counting,
     // which hides its latency; it differs only when a peer fails in this very moment.
-    uint32_t sources = shared_sources, most = 0, blocks = 0;
+    uint32_t sources = shared_sources, most = 0;
     Shape shape{};
     for (bool agreed = false; !agreed;) {
         most = 0;
         for (uint32_t left = sources; left != 0; left &= left - 1)
             most = max(most, tokens_of[__ffs(left) - 1]);
-        shape = shape_of(view, most);
-        blocks = (most + shape.block_tokens - 1) / shape.block_tokens;
+        const uint32_t bits = view.block_bits();
+        shape = {view.state->local_experts_max * view.state->ranks_max,
+                 (most + (1u << bits) - 1) >> bits};
         uint32_t verdict = 0;
         if (warp == 0 && lane == 0) verdict = agree(view, sources);
-        count_choices(view, sources, tokens_of, shape, blocks, places);
+        fetch_counts(view, sources, tokens_of, shape, places);
         if (warp == 0) {
             verdict = __shfl_sync(0xffffffffu, verdict, 0);
             // A source that another block has seen and we have not: its table is there by now.
@@ -429,19 +511,22 @@ __device__ void receive(const View& view, const RelightEpDispatchArgs& args, uin
         ptx::barrier(kReceiverBarrier, kReceivers);
         agreed = shared_sources == sources;
         sources = shared_sources;
+        if (agreed) continue;
+        clear(places);
+        ptx::barrier(kReceiverBarrier, kReceivers);
     }
-    place_rows(view, args, shape, blocks, places);
+    place_rows(view, args, shape, places);
     if (blockIdx.x == 0 && warp == 0) {
         view.received()[2 + lane] = sources >> lane & 1 ? tokens_of[lane] : 0;
         if (lane == 0) {
             view.received()[0] = sources;
-            atomicOr(&view.live->dispatch_failed, members & ~sources);
+            note_failed(&view.live->dispatch_failed, members & ~sources);
         }
     }
 
     // Phase 3: rows, tokens in order and sources in turn, spread over all blocks first.
     const uint32_t count = __popc(sources);
-    const uint32_t my_source = __fns(sources, 0, lane + 1);  // lane i knows the source of turn i
+    const uint32_t my_source = nth_member(sources, lane);  // lane i knows the source of turn i
     const uint32_t stride = gridDim.x * kReceiverWarps;
     for (uint32_t unit = warp * gridDim.x + blockIdx.x; unit < most * count; unit += stride) {
         const uint32_t source = __shfl_sync(0xffffffffu, my_source, unit % count);
@@ -459,8 +544,7 @@ __device__ void finish(State* live, const State& copy, uint32_t members, uint32_
         live->dispatch_sent = sent->epoch;
     }
     if (received != nullptr) {
-        const uint32_t failed = live->dispatch_failed;
-        live->dispatch_failed = 0;
+        const uint32_t failed = atomicExch(&live->dispatch_failed, 0u);
         live->dispatch_received = received->epoch;
         RelightEpHostRecord* record = host_record(&copy);
         publish(&live->dispatch, record == nullptr ? nullptr : &record->dispatch, received->epoch,
@@ -486,10 +570,9 @@ __device__ void run(const RelightEpDispatchArgs& args) {
     if (threadIdx.x < kSenders) {
         if (sends) send_rows<kFp8>(sending, args, members, tokens, shared);
     } else {
-        if (sends) push_routes(sending, args, members, tokens, &open);
-        if (receives)
-            receive<kFp8>(receiving, args, members,
-                          reinterpret_cast<Places*>(shared + kStages * 16384));
+        auto* places = reinterpret_cast<Places*>(shared + kStagesBytes);
+        if (sends) push_routes(sending, args, members, tokens, places->first, &open);
+        if (receives) receive<kFp8>(receiving, args, members, places);
     }
 
     if (leave_last(live))

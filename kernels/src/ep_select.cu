@@ -67,7 +67,8 @@ __device__ void send(const View& view, const RelightEpDispatchArgs& args, uint32
         const Chunks chunks = load_row(x, s->hidden, thread);
         uint32_t owner = RELIGHT_EP_NO_OWNER, slot = 0;
         if (thread < s->topk) {
-            owner = dispatch::owner_of(view, args, uint64_t(token) * s->topk + thread);
+            owner = dispatch::owner_of(
+                view, dispatch::expert_at(args, uint64_t(token) * s->topk + thread));
             if (owner != RELIGHT_EP_NO_OWNER && (members >> (owner >> 16) & 1) == 0)
                 owner = RELIGHT_EP_NO_OWNER;
             if (owner != RELIGHT_EP_NO_OWNER)
@@ -150,7 +151,7 @@ __device__ void pack(const View& view, const RelightEpDispatchArgs& args, uint32
                 reinterpret_cast<int32_t*>(args.out_source)[uint64_t(local) * args.slots + first +
                                                             i] =
                     static_cast<int32_t>(source * s->tokens_max + token);
-            dispatch::pack_row<kFp8>(view, args, from + kHeaderBytes, target, 1u);
+            dispatch::pack_row<kFp8>(view, args, from, kHeaderBytes, target, 1u);
         }
     }
 }
@@ -199,7 +200,8 @@ __device__ void send_home(const View& view, const RelightEpSelectArgs& args, cha
             for (uint32_t q = 0; q < kQuarters; q++) {
                 const combine::Span span = combine::quarter_of(s->hidden, q);
                 char* stage = own + (sent++ % combine::kStages) * combine::kQuarterBytesMax;
-                combine::reduce_quarter(choice, 1u, span, stage);
+                uint32_t sums[2];
+                combine::reduce_quarter(choice, 1u, span, stage, sums);
                 ptx::fence_shared_to_async();
                 __syncwarp();
                 if (lane != 0) continue;

@@ -102,7 +102,7 @@ def bench():
     size = total // 4096
     many = Digester([(data.data_ptr() + i * size, size) for i in range(4096)], 1)
     many_gbs = total / timed(many.run) / 1e6
-    sweep = {b: round(total / timed(lambda: whole.run(132 * b), 5) / 1e6) for b in (2, 4, 8, 16)}
+    sweep = {b: round(total / timed(lambda: whole.run(132 * b), 5) / 1e6) for b in (4, 8, 16, 32, 64)}
     return {"bytes": total, "gbs": one_gbs, "gbs_4096_tensors": many_gbs, "copy_gbs": copy_gbs,
             "share_of_copy": one_gbs / copy_gbs, "gbs_by_blocks_per_sm": sweep}
 

@@ -67,11 +67,16 @@ def needs(config):
     slices = c["parities"] * c["ranks_max"]
     rows, choices = slices * c["tokens_max"], c["tokens_max"] * c["topk"]
     fp8 = align(c["hidden"], 16) + align(groups_of(c["hidden"]) * 4, 16)
-    row_stride = align(max(fp8, 2 * c["hidden"]), 128)
+    row_stride = align(align(4 * c["topk"], 16) + max(fp8, 2 * c["hidden"]), 128)
     combine_stride = align(2 * c["hidden"], 128)
     pairs = c["local_experts_max"] * c["ranks_max"]
-    window = 128 * 32 + align(rows * 8, 128) + align(rows * 32, 128)
-    window += slices * (align(16 + choices * 2, 128) + align(choices * 4, 128))
+    window = 128 * 32 + align(rows * 8, 128) + align(rows * 64, 128)
+    bits = 7
+    while -(-c["tokens_max"] // (1 << bits)) * pairs > 16384:
+        bits += 1
+    blocks = -(-c["tokens_max"] // (1 << bits))
+    table = blocks * 8 * (align((c["local_experts_max"] + 1) // 2, 2) + (c["topk"] << bits) // 2)
+    window += slices * (align(16 + table, 128) + align(choices * 4, 128))
     window += rows * (row_stride + combine_stride)
     if c["select_rows"]:
         window += pairs * c["tokens_max"] * (row_stride + 128 + combine_stride)

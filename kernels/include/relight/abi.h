@@ -39,7 +39,7 @@
 #define RELIGHT_EP_PHASE_FORMAT 7u    /* dispatch: the peer sent another format or another top-k    */
 
 /* What one launch saw. Written when its last block leaves; mirrored to RelightEpState.host_record. */
-typedef struct RelightEpResult {
+typedef struct RelightEpResult { /* on a multiple of 16 in the state and in the host record */
   uint64_t epoch;
   uint32_t used;   /* ranks that took part (bit = slot)                                             */
   uint32_t failed; /* ranks of `used` that timed out or were masked while we waited; 0 = good step  */
@@ -121,6 +121,7 @@ typedef struct RelightEpState {
   uint64_t row_at;
   uint64_t combine_at;
   uint64_t select_at;
+  uint64_t route_block_bits; /* a block of a routing table is 2^bits tokens                        */
   uint64_t route_stride;
   uint64_t weight_stride;
   uint64_t row_stride;

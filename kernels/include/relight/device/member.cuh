@@ -66,12 +66,37 @@ __device__ inline uint32_t rumours(const State* s, uint64_t epoch, uint64_t* cha
     return all & ~(1u << s->rank);
 }
 
+// What a waiter remembers between looks at the world.
+struct Patience {
+    uint64_t deadline, news;
+};
+
+// The slow part of a wait, out of line to keep the polling loops small: is it still worth waiting?
+// kReady means yes.
+__device__ __noinline__ Wait look_around(State* s, Patience* patience, uint32_t peer, uint32_t phase,
+                                         uint64_t epoch, uint64_t wanted, uint64_t seen) {
+    if ((unmasked(s) >> peer & 1) == 0) return Wait::kMasked;
+    uint64_t news;
+    const uint32_t heard = rumours(s, epoch, &news);
+    if (heard >> peer & 1) {
+        suspect(s, peer, phase, epoch, wanted, seen);
+        return Wait::kMasked;
+    }
+    const uint64_t now = ptx::now_ns();
+    // A peer that has just found a fault is late because of it: it gets a whole time-out again.
+    if (patience->deadline == 0 || news != patience->news)
+        *patience = {now + ptx::load_relaxed_system(&s->timeout_ns), news};
+    if (now <= patience->deadline) return Wait::kReady;
+    suspect(s, peer, phase, epoch, wanted, seen);
+    return Wait::kTimedOut;
+}
+
 // Waits until `cell`, in our own window, holds `wanted` (or, with kAtLeast, a later epoch of the same
 // incarnation). One thread. On kReady, what the peer wrote before is visible to this thread.
 template <bool kAtLeast = false>
-__device__ inline Wait await(State* s, const uint64_t* cell, uint64_t wanted, uint32_t peer,
-                             uint32_t phase, uint64_t epoch) {
-    uint64_t deadline = 0, news = 0;
+__device__ __forceinline__ Wait await(State* s, const uint64_t* cell, uint64_t wanted, uint32_t peer,
+                                      uint32_t phase, uint64_t epoch) {
+    Patience patience{0, 0};
     for (uint32_t polls = 1;; polls++) {
         const uint64_t seen = ptx::load_relaxed_system(cell);
         const bool later =
@@ -80,26 +105,59 @@ __device__ inline Wait await(State* s, const uint64_t* cell, uint64_t wanted, ui
             ptx::load_acquire_system(cell);
             return Wait::kReady;
         }
-        if (polls % 32 != 0) continue;
-        if ((unmasked(s) >> peer & 1) == 0) return Wait::kMasked;
-        if (polls % 128 != 0) continue;
-        uint64_t news_now;
-        const uint32_t heard = rumours(s, epoch, &news_now);
-        if (heard >> peer & 1) {
-            suspect(s, peer, phase, epoch, wanted, seen);
-            return Wait::kMasked;
-        }
-        const uint64_t now = ptx::now_ns();
-        // A peer that has just found a fault is late because of it: it gets a whole time-out again.
-        if (deadline == 0 || news_now != news) {
-            deadline = now + ptx::load_relaxed_system(&s->timeout_ns);
-            news = news_now;
-        }
-        if (now > deadline) {
-            suspect(s, peer, phase, epoch, wanted, seen);
-            return Wait::kTimedOut;
-        }
+        if (polls % 64 != 0) continue;
+        const Wait wait = look_around(s, &patience, peer, phase, epoch, wanted, seen);
+        if (wait != Wait::kReady) return wait;
     }
+}
+
+// Waits until a word proves itself; its data, or `otherwise` after a failure. One thread.
+__device__ __forceinline__ uint32_t await_word(State* s, const uint64_t* at, uint32_t peer,
+                                               uint32_t phase, uint64_t epoch, uint32_t otherwise,
+                                               Wait* outcome) {
+    Patience patience{0, 0};
+    for (uint32_t polls = 1;; polls++) {
+        const uint64_t seen = ptx::load_relaxed_system(at);
+        if (proves(seen, epoch)) return static_cast<uint32_t>(seen);
+        if (polls % 64 != 0) continue;
+        const Wait wait = look_around(s, &patience, peer, phase, epoch, proven(epoch, 0), seen);
+        if (wait == Wait::kReady) continue;
+        *outcome = wait;
+        return otherwise;
+    }
+}
+
+// After a row whose sum is wrong: is it worth reading again? A whole warp, one answer.
+__device__ __forceinline__ Wait again(State* s, Patience* patience, uint32_t tries, uint32_t peer,
+                                      uint32_t phase, uint64_t epoch, uint32_t wanted,
+                                      uint32_t seen) {
+    if (tries % 16 != 0) return Wait::kReady;
+    uint32_t wait = 0;
+    if ((threadIdx.x & 31) == 0)
+        wait = static_cast<uint32_t>(look_around(s, patience, peer, phase, epoch,
+                                                 proven(epoch, wanted), proven(epoch, seen)));
+    return static_cast<Wait>(__shfl_sync(0xffffffffu, wait, 0));
+}
+
+// A 16-byte chunk's part of the sum that proves a row; `at` is its number in the row, so that chunks
+// of an older row in other places do not add up to the same.
+__device__ __forceinline__ uint32_t proof_of(uint4 chunk, uint32_t at) {
+    return (chunk.x + chunk.y + chunk.z + chunk.w) * (2 * at + 1);
+}
+
+// The n-th set bit, n counted from 0; lane n of a warp asks for its own. Anything beyond is 31.
+__device__ __forceinline__ uint32_t nth_member(uint32_t members, uint32_t n) {
+    uint32_t found = 31;
+    for (uint32_t i = 0; members != 0; i++, members &= members - 1)
+        if (i == n) found = __ffs(members) - 1;
+    return found;
+}
+
+// Notes a failed peer for the result of this launch. Fenced, because blocks leave without a fence.
+__device__ __forceinline__ void note_failed(uint32_t* failed, uint32_t bits) {
+    if (bits == 0) return;
+    atomicOr(failed, bits);
+    __threadfence();
 }
 
 // Entry and exit of a launch. Only the last block to leave writes the epochs, so every block of the
@@ -120,24 +178,22 @@ __device__ inline void trace_end(State* s) {
     s->trace_start = ~0ull;
 }
 
-// True in one thread of the launch: all other blocks are past their last access to the state.
+// True in one thread of the launch: all other blocks are past their last access to the state. The
+// counter orders nothing else: data is published by the end of the launch.
 __device__ inline bool leave_last(State* s) {
     __syncthreads();
     if (threadIdx.x != 0) return false;
-    if (ptx::add_acq_rel_gpu(&s->blocks_left, 1) != gridDim.x - 1) return false;
+    if (atomicAdd(&s->blocks_left, 1u) != gridDim.x - 1) return false;
     s->blocks_left = 0;
     return true;
 }
 
+// One 16-byte store each: a reader never sees half a result, and nobody waits for the host's memory.
 __device__ inline void publish(RelightEpResult* here, RelightEpResult* host, uint64_t epoch,
                                uint32_t used, uint32_t failed) {
-    here->used = used;
-    here->failed = failed;
-    here->epoch = epoch;
-    if (host == nullptr) return;
-    host->used = used;
-    host->failed = failed;
-    ptx::store_release_system(&host->epoch, epoch);
+    const ulonglong2 whole{epoch, uint64_t(failed) << 32 | used};
+    *reinterpret_cast<ulonglong2*>(here) = whole;
+    if (host != nullptr) *reinterpret_cast<ulonglong2*>(host) = whole;
 }
 
 __device__ __forceinline__ RelightEpHostRecord* host_record(const State* s) {

@@ -27,6 +27,21 @@ __device__ __forceinline__ uint64_t load_acquire_system(const uint64_t* at) {
     return value;
 }
 
+// Two words in one instruction; each word is whole by itself, the pair need not be.
+__device__ __forceinline__ void store_words(uint64_t* at, uint64_t first, uint64_t second) {
+    asm volatile("st.volatile.global.v2.u64 [%0], {%1, %2};" ::"l"(at), "l"(first), "l"(second)
+                 : "memory");
+}
+
+__device__ __forceinline__ ulonglong2 load_words(const uint64_t* at) {
+    ulonglong2 value;
+    asm volatile("ld.volatile.global.v2.u64 {%0, %1}, [%2];"
+                 : "=l"(value.x), "=l"(value.y)
+                 : "l"(at)
+                 : "memory");
+    return value;
+}
+
 // st.release: everything observed before is visible to whoever acquires this value.
 __device__ __forceinline__ void store_release_system(uint64_t* at, uint64_t value) {
     asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
@@ -98,6 +113,16 @@ __device__ __forceinline__ void bulk_wait_read() {
 __device__ __forceinline__ uint4 load_once(const void* at) {
     uint4 value;
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(at)
+                 : "memory");
+    return value;
+}
+
+// ld.volatile, 16 bytes: data that a peer may still be writing, to be read again if it proves wrong.
+__device__ __forceinline__ uint4 load_afresh(const void* at) {
+    uint4 value;
+    asm volatile("ld.volatile.global.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                  : "l"(at)
                  : "memory");
