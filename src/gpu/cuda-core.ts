@@ -29,6 +29,7 @@ import { Libcuda } from "./functions.ts";
 import { HandleTable } from "./handles.ts";
 import { packParams } from "./launch.ts";
 import { type MemoryUse, openMemoryUse } from "./nvml.ts";
+import type { PackedCommand, PackedCopies } from "./packed-copies.ts";
 import {
   createMapping,
   exportMapping,
@@ -66,6 +67,10 @@ const lazyPeerAccess = 1; // CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the only flag t
 const captureThisThread = 1; // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 const sharedBytesAttribute = 8; // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 const deviceMemory = 2; // CU_MEMORYTYPE_DEVICE
+const inStreamOrder = 1; // CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
+const notSupported = 801; // CUDA_ERROR_NOT_SUPPORTED
+/** The batch call's way of saying that it cannot do these; one by one they may still work. */
+const batchRefusals: ReadonlySet<number> = new Set([1, notSupported]);
 const pollPauseMs = 0.05; // A poll costs 1.3 us and a copy takes milliseconds.
 
 export class CudaCore {
@@ -74,6 +79,7 @@ export class CudaCore {
   #library: Libcuda | null = null;
   #memoryUse: MemoryUse | null = null;
   #current: number | null = null;
+  #hasBatchCopy = true;
 
   get #cuda(): Libcuda {
     this.#library ??= Libcuda.open();
@@ -175,7 +181,7 @@ export class CudaCore {
     return ms[0] ?? 0;
   }
 
-  submit(stream: StreamHandle, commands: readonly Command[]): void {
+  submit(stream: StreamHandle, commands: readonly PackedCommand[]): void {
     const { owner, raw } = this.#handles.get(stream, "stream");
     this.#use(owner as ContextHandle);
     for (const command of commands) this.#enqueue(raw, command);
@@ -271,13 +277,16 @@ export class CudaCore {
     return graph[0] ?? 0n;
   }
 
-  #enqueue(stream: bigint, command: Command): void {
+  #enqueue(stream: bigint, command: PackedCommand): void {
     // The driver refuses empty copies; here they are nothing.
     if (isEmpty(command)) return;
     const cuda = this.#cuda;
     switch (command.do) {
       case "copy":
         cuda.call("cuMemcpyDtoDAsync_v2", command.to, command.from, command.bytes, stream);
+        break;
+      case "copies":
+        this.#copyAll(stream, command);
         break;
       case "copy_rows":
         cuda.call("cuMemcpy2DAsync_v2", rowsStruct(command), stream);
@@ -300,6 +309,43 @@ export class CudaCore {
       case "graph":
         cuda.call("cuGraphLaunch", this.#handles.get(command.graph, "graph").instance, stream);
         break;
+    }
+  }
+
+  /** One call for all where the driver has it (CUDA 13), which is 12 us a copy less. */
+  #copyAll(stream: bigint, { to, from, bytes }: PackedCopies): void {
+    if (this.#hasBatchCopy) {
+      const result = this.#batchCopy(stream, { to, from, bytes });
+      if (result === cudaSuccess) return;
+      if (!batchRefusals.has(result)) throw cudaError("cuMemcpyBatchAsync_v2", result);
+      this.#hasBatchCopy = false;
+    }
+    for (let index = 0; index < to.length; index += 1) {
+      const pair = [to[index] ?? 0n, from[index] ?? 0n, bytes[index] ?? 0n] as const;
+      this.#cuda.call("cuMemcpyDtoDAsync_v2", ...pair, stream);
+    }
+  }
+
+  #batchCopy(stream: bigint, { to, from, bytes }: Omit<PackedCopies, "do">): number {
+    const attributes = Buffer.alloc(24); // CUmemcpyAttributes: order, two location hints, flags.
+    attributes.writeInt32LE(inStreamOrder, 0);
+    const indices = new BigUint64Array(1);
+    try {
+      const count = to.length;
+      return this.#cuda.result(
+        "cuMemcpyBatchAsync_v2",
+        to,
+        from,
+        bytes,
+        count,
+        attributes,
+        indices,
+        1,
+        stream,
+      );
+    } catch (error) {
+      if (error instanceof RelightError && error.code === "device_unsupported") return notSupported;
+      throw error;
     }
   }
 
@@ -400,7 +446,7 @@ export class CudaCore {
   }
 }
 
-function isEmpty(command: Command): boolean {
+function isEmpty(command: PackedCommand): boolean {
   if (command.do === "copy" || command.do === "fill") return command.bytes === 0;
   if (command.do === "upload") return command.bytes.byteLength === 0;
   return command.do === "copy_rows" && (command.rows === 0 || command.rowBytes === 0);

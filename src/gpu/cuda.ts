@@ -21,6 +21,7 @@ import type {
   StreamHandle,
   Wait,
 } from "./driver.ts";
+import { packCopies } from "./packed-copies.ts";
 
 interface Pending {
   readonly resolve: (value: unknown) => void;
@@ -78,7 +79,7 @@ export class CudaDriver implements GpuDriver {
   }
 
   submit(stream: StreamHandle, commands: readonly Command[]) {
-    return this.#call("submit", stream, commands);
+    return this.#call("submit", stream, packCopies(commands));
   }
 
   async finish(stream: StreamHandle, wait: Wait): Promise<void> {

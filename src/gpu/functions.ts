@@ -39,6 +39,8 @@ export const functions = {
   cuMemExportToShareableHandle: "void *out, uint64_t handle, int type, uint64_t flags",
   cuMemImportFromShareableHandle: "void *handle, uint64_t descriptor, int type",
   cuMemcpyDtoDAsync_v2: "uint64_t to, uint64_t from, size_t bytes, uint64_t stream",
+  cuMemcpyBatchAsync_v2:
+    "void *to, void *from, void *bytes, size_t count, void *attributes, void *indices, size_t attributeCount, uint64_t stream",
   cuMemcpyHtoDAsync_v2: "uint64_t to, void *from, size_t bytes, uint64_t stream",
   cuMemcpyDtoH_v2: "void *to, uint64_t from, size_t bytes",
   cuMemcpy2DAsync_v2: "void *copy, uint64_t stream",

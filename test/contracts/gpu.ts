@@ -116,6 +116,35 @@ export function gpuContract({ open, backend, skip }: GpuContractOptions): void {
       });
     });
 
+    test("many copies in one submit each do what they would do alone, and in order", async () => {
+      await bench(async ({ driver, context, stream }) => {
+        const count = 500;
+        const from = await driver.allocate(context, { bytes: 64 * count, sharing: "private" });
+        const to = await driver.allocate(context, { bytes: 64 * count, sharing: "private" });
+        const bytes = new Uint8Array(64 * count).map((_, index) => (index * 31) % 251);
+        const mirrored = Array.from({ length: count }, (_, index) => ({
+          do: "copy" as const,
+          to: at(to.address, 64 * index),
+          from: at(from.address, 64 * (count - 1 - index)),
+          bytes: index % 7 === 0 ? 0 : 1 + (index % 64),
+        }));
+        await driver.submit(stream, [
+          { do: "upload", to: from.address, bytes },
+          { do: "fill", to: to.address, byte: 0xee, bytes: to.bytes },
+          ...mirrored,
+          { do: "copy", to: to.address, from: from.address, bytes: 8 },
+        ]);
+        const seen = await driver.read(stream, { address: to.address, bytes: to.bytes }, wait);
+        const wanted = new Uint8Array(64 * count).fill(0xee);
+        mirrored.forEach((copy, index) => {
+          const first = 64 * (count - 1 - index);
+          wanted.set(bytes.subarray(first, first + copy.bytes), 64 * index);
+        });
+        wanted.set(bytes.subarray(0, 8));
+        assert.deepEqual(seen, wanted);
+      });
+    });
+
     test("copy_rows moves the rows and leaves what lies between them", async () => {
       await bench(async ({ driver, context, stream }) => {
         const from = await driver.allocate(context, { bytes: 1_024, sharing: "private" });
