@@ -4,7 +4,7 @@
 // leaves it half-written, so the engine must load from elsewhere into a clean state.
 
 import { asRelightError, assert, RelightError } from "../errors.ts";
-import type { GpuDriver } from "../gpu/driver.ts";
+import type { GpuDriver, MemoryHandle } from "../gpu/driver.ts";
 import type { Clock } from "../platform/clock.ts";
 import { coordinateKey } from "./coordinate.ts";
 import { type Stay, stayOnDevice } from "./device.ts";
@@ -49,6 +49,9 @@ export interface PullReport {
   readonly failures: readonly PullFailure[];
 }
 
+/** More are mapped while copying; what is asked for at once stands in the copies' way. */
+const mappedAheadMax = 64;
+
 interface Attempt {
   readonly manifest: WeightManifest;
   readonly result: TransferResult;
@@ -91,6 +94,7 @@ class Pull {
   }
 
   async run(signal: AbortSignal) {
+    this.#mapAhead(this.#job.memory.handles);
     for (const source of this.#job.sources) {
       const manifest = await this.#drain(source, signal);
       if (manifest !== null) return this.#report(manifest);
@@ -136,9 +140,10 @@ class Pull {
     this.#progress = progress;
     if (then !== "copy") return null;
     const missing = pairs.filter((pair) => !progress.verified.has(pair.target));
-    const plan = planTransfer(missing, manifest, target, limits);
     const want = { generation: manifest.generation, ttlMs: limits.leaseMs };
     await using lease = await source.claim(key, want, signal);
+    this.#mapAhead(lease.handles.slice(0, mappedAheadMax));
+    const plan = planTransfer(missing, manifest, target, limits);
     const wanted = new Map(missing.map((pair) => [pair.target, digestOf(manifest, pair.source)]));
     this.#isMutated ||= plan.bytes > 0;
     const result = await this.#transfer({ plan, wanted, handles: lease.handles }, signal);
@@ -149,6 +154,14 @@ class Pull {
       );
     }
     return { manifest, result, copyCount: plan.copyCount };
+  }
+
+  /** Mapping takes the GPU's thread milliseconds, in which this one speaks to sources and plans. */
+  #mapAhead(handles: readonly MemoryHandle[]): void {
+    handles.forEach((_, index) => {
+      // Who needs the address gets the error.
+      this.#stay.addressOf(handles, index).catch(() => undefined);
+    });
   }
 
   async #transfer(

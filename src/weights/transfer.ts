@@ -14,7 +14,7 @@ import {
 import type { Clock } from "../platform/clock.ts";
 import { combineDigests, type Digester, segmentsOf } from "./digests.ts";
 import type { WeightLayout } from "./manifest.ts";
-import type { PlannedCopy, TransferPlan } from "./plan.ts";
+import type { Batch, PlannedCopy, Region, TransferPlan } from "./plan.ts";
 import { rowCount } from "./tensor.ts";
 
 export interface TransferParts {
@@ -62,17 +62,22 @@ export async function runTransfer(
   const wait = { signal, deadlineMs };
   try {
     const places = placesOf(job);
+    const addresses = new Addresses(parts.addressOf, job);
     const enqueued: Promise<void>[] = [];
+    const enqueue = (submitted: Promise<void>) => {
+      // Told below, once all are; until then nobody listens.
+      submitted.catch(() => undefined);
+      enqueued.push(submitted);
+    };
     let sent = 0;
     for (const [index, batch] of job.plan.batches.entries()) {
       signal.throwIfAborted();
-      const copies = await bindCopies(parts, batch.copies);
-      enqueued.push(driver.submit(copyStream, [...copies, { do: "record", event: copied }]));
-      const checks = await checkCommands(parts, job, {
-        tensors: batch.tensors,
-        first: places.first[index] ?? 0,
-      });
-      enqueued.push(driver.submit(checkStream, [{ do: "await", event: copied }, ...checks]));
+      await addresses.ready(index);
+      const copies = bindCopies(addresses, batch.copies);
+      enqueue(driver.submit(copyStream, [...copies, { do: "record", event: copied }]));
+      const first = places.first[index] ?? 0;
+      const checks = checkCommands(parts.digester, addresses, { ...job, batch, first });
+      enqueue(driver.submit(checkStream, [{ do: "await", event: copied }, ...checks]));
       sent += batch.bytes;
       if (Number.isFinite(job.bytesPerSecondMax)) {
         await driver.finish(copyStream, wait);
@@ -109,31 +114,77 @@ function placesOf({ plan, target }: TransferJob): { first: number[]; count: numb
   return { first, count };
 }
 
-async function bindCopies(
-  { addressOf }: TransferParts,
-  copies: readonly PlannedCopy[],
-): Promise<Command[]> {
-  const commands: Command[] = [];
-  for (const copy of copies) {
-    const from = at(await addressOf("source", copy.from.allocation), copy.from.offsetBytes);
-    const to = at(await addressOf("target", copy.to.allocation), copy.to.offsetBytes);
-    if (copy.rows === 1) commands.push({ do: "copy", to, from, bytes: copy.rowBytes });
-    else commands.push({ do: "copy_rows", ...copy, to, from });
+/** Where allocations are mapped: those of the next batch are asked for while this one is bound. */
+class Addresses {
+  readonly #addressOf: TransferParts["addressOf"];
+  readonly #job: TransferJob;
+  readonly #asked = new Map<string, Promise<void>>();
+  readonly #known = { source: new Map<number, DevicePtr>(), target: new Map<number, DevicePtr>() };
+
+  constructor(addressOf: TransferParts["addressOf"], job: TransferJob) {
+    this.#addressOf = addressOf;
+    this.#job = job;
   }
-  return commands;
+
+  /** Resolves when everything that the batch names is mapped. */
+  async ready(index: number): Promise<void> {
+    const wanted = this.#ask(index);
+    // Asked for now, it is mapped by the GPU's thread while the GPU copies.
+    for (const later of this.#ask(index + 1)) later.catch(() => undefined);
+    await Promise.all(wanted);
+  }
+
+  at(side: "source" | "target", region: Region): DevicePtr {
+    const base = this.#known[side].get(region.allocation);
+    assert(base !== undefined, "a batch is bound once its allocations are mapped");
+    return at(base, region.offsetBytes);
+  }
+
+  #ask(index: number): Promise<void>[] {
+    const { copies, tensors } = this.#job.plan.batches[index] ?? { copies: [], tensors: [] };
+    const asked = new Set<Promise<void>>();
+    for (const { from, to } of copies) {
+      asked.add(this.#map("source", from.allocation));
+      asked.add(this.#map("target", to.allocation));
+    }
+    for (const tensor of tensors) {
+      asked.add(this.#map("target", tensorAt(this.#job.target, tensor).allocation));
+    }
+    return [...asked];
+  }
+
+  #map(side: "source" | "target", allocation: number): Promise<void> {
+    const key = `${side} ${allocation}`;
+    const before = this.#asked.get(key);
+    if (before !== undefined) return before;
+    const mapped = this.#addressOf(side, allocation).then((address) => {
+      this.#known[side].set(allocation, address);
+    });
+    this.#asked.set(key, mapped);
+    return mapped;
+  }
 }
 
-async function checkCommands(
-  { addressOf, digester }: TransferParts,
-  { target, seed }: TransferJob,
-  { tensors, first }: { readonly tensors: readonly number[]; readonly first: number },
-): Promise<Command[]> {
-  const segments = [];
-  for (const index of tensors) {
-    const tensor = tensorAt(target, index);
-    segments.push(...segmentsOf(tensor, await addressOf("target", tensor.allocation)));
-  }
-  return digester.commands(segments, { seed, first });
+function bindCopies(addresses: Addresses, copies: readonly PlannedCopy[]): Command[] {
+  return copies.map((copy): Command => {
+    const [from, to] = [addresses.at("source", copy.from), addresses.at("target", copy.to)];
+    if (copy.rows === 1) return { do: "copy", to, from, bytes: copy.rowBytes };
+    const { rowBytes, rows, toPitchBytes, fromPitchBytes } = copy;
+    return { do: "copy_rows", to, from, rowBytes, rows, toPitchBytes, fromPitchBytes };
+  });
+}
+
+function checkCommands(
+  digester: Digester,
+  addresses: Addresses,
+  check: TransferJob & { readonly batch: Batch; readonly first: number },
+): Command[] {
+  const segments = check.batch.tensors.flatMap((index) => {
+    const tensor = tensorAt(check.target, index);
+    const base = addresses.at("target", { allocation: tensor.allocation, offsetBytes: 0 });
+    return segmentsOf(tensor, base);
+  });
+  return digester.commands(segments, check);
 }
 
 function judge({ plan, target, wanted }: TransferJob, ranges: readonly string[]) {
