@@ -72,6 +72,17 @@ class Publication:
         self._tensors = None
 
 
+def reserve(size_bytes):
+    """Call it before the model is built: its tensors then lie in one piece of GPU memory.
+
+    torch gives every tensor above 10 MiB an allocation of its own, each of which a reader has to open;
+    from a large cached block it cuts them instead. size_bytes: what the weights will take.
+    """
+    import torch
+
+    torch.empty(size_bytes, dtype=torch.uint8, device="cuda")  # Freed here, and kept for the model.
+
+
 def publish(module, *, model, revision="", place=Place(), socket=None, derived=None, driver=None):
     """Offer the module's live tensors to other replicas. Raises AgentError; the engine goes on.
 

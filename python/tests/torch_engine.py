@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """An engine with real torch modules on a GPU: torch_engine.py publish|load SOCKET DEVICE SALT [SOURCE].
 
+With RELIGHT_TEST_RESERVE set it reserves its memory first.
+
 Prints one JSON line and stays until its input ends, or updates its weights on the word "update".
 """
 
 import json
+import os
 import sys
 
 import torch
 
 import relight.torch
+from relight.memory import Driver
 
 role, agent, device, salt, *sources = sys.argv[1:]
 torch.cuda.set_device(int(device))
+if "RELIGHT_TEST_RESERVE" in os.environ:
+    relight.torch.reserve(2**28)
 
 
 class Attention(torch.nn.Module):
@@ -47,6 +53,14 @@ def fill(module, seed):
         tensor.copy_(values.to(tensor.dtype) if tensor.dtype.is_floating_point else values.abs())
 
 
+def allocation_count(module):
+    """Of the tensors that torch does not take from its pool for small ones."""
+    driver = Driver()
+    tensors = [tensor for _, tensor in relight.torch.live_tensors(module).values()]
+    large = [tensor for tensor in tensors if tensor.untyped_storage().nbytes() > 2**20]
+    return len({driver.range_of(tensor.data_ptr())[0] for tensor in large})
+
+
 def checksums(module):
     return {
         name: float(tensor.double().abs().sum())
@@ -79,6 +93,7 @@ with torch.no_grad():
                     "message": start.message,
                     "sums": checksums(model),
                     "kept": pointers == after,
+                    "allocations": allocation_count(model),
                     "copyMs": start.report.get("copyMs"),
                     "bytes": start.report.get("bytes"),
                 }

@@ -18,13 +18,16 @@ const python = fileURLToPath(new URL("../../python", import.meta.url));
 const skip = await gpuMissing(1);
 const lastDevice = skip === false && (await gpuMissing(2)) === false ? "1" : "0";
 
+const allocators = ["native", "expandable_segments", "reserved"] as const;
+type Allocator = (typeof allocators)[number];
+
 interface Told {
   readonly sums: Readonly<Record<string, number>>;
   readonly [field: string]: unknown;
 }
 
 describe("torch modules", { skip, timeout: 150_000 }, () => {
-  for (const allocator of ["native", "expandable_segments"]) {
+  for (const allocator of allocators) {
     test(`load_into() fills a torch module in place, allocator ${allocator}`, async () => {
       const directory = mkdtempSync(join(tmpdir(), "relight-torch-"));
       const [from, to] = [join(directory, "a"), join(directory, "b")];
@@ -45,6 +48,8 @@ describe("torch modules", { skip, timeout: 150_000 }, () => {
         const loaded = await target.told();
         assert.equal(loaded["warm"], true, String(loaded["message"]));
         assert.equal(loaded["kept"], true);
+        // Cut from what was reserved, all large tensors are one allocation to whoever reads them.
+        if (allocator === "reserved") assert.equal(loaded["allocations"], 1);
         assert.deepEqual(loaded.sums, published.sums);
         source.say("3");
         const changed = await source.told();
@@ -64,8 +69,12 @@ class Engine {
   readonly #child: ChildProcess;
   readonly #lines: AsyncIterator<string>;
 
-  constructor(words: readonly string[], allocator: string) {
-    const settings = allocator === "native" ? {} : { PYTORCH_CUDA_ALLOC_CONF: `${allocator}:True` };
+  constructor(words: readonly string[], allocator: Allocator) {
+    const settings = {
+      native: {},
+      expandable_segments: { PYTORCH_CUDA_ALLOC_CONF: "expandable_segments:True" },
+      reserved: { RELIGHT_TEST_RESERVE: "true" },
+    }[allocator];
     const child = spawn("python3", [join(python, "tests/torch_engine.py"), ...words], {
       env: { ...process.env, ...settings, PYTHONPATH: python, PYTHONDONTWRITEBYTECODE: "1" },
       stdio: ["pipe", "pipe", "inherit"],
