@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // An engine of the weights benchmark, in a process of its own: holds a set's tensors on one GPU, and
-// publishes or loads them through an agent. Arguments: set, ordinal, agent's socket, "reversed" or "".
+// publishes or loads them through an agent. Arguments: set, ordinal, agent's socket, how memory is dealt out.
 // Takes a word a line (publish, load SOCKET) and answers with one line of JSON.
 
 import { randomBytes } from "node:crypto";
@@ -9,18 +9,15 @@ import { asRelightError } from "../src/errors.ts";
 import { CudaDriver } from "../src/gpu/cuda.ts";
 import { at, type Command, type GpuMemory } from "../src/gpu/driver.ts";
 import { HandleClient } from "../src/transport/cuda-ipc.ts";
-import { layoutOf, type SetName } from "./weights-sets.ts";
+import { type Dealing, layoutOf, type SetName } from "./weights-sets.ts";
 
-const [set, ordinal, agent = "", order] = process.argv.slice(2);
+const [set, ordinal, agent = "", dealing] = process.argv.slice(2);
 const wait = { signal: AbortSignal.timeout(300_000), deadlineMs: 60_000 };
 const driver = new CudaDriver();
 const device = (await driver.devices())[Number(ordinal)];
 const { handle: context } = await driver.openContext(Number(ordinal));
 const stream = await driver.openStream(context);
-const layout = layoutOf(set as SetName, {
-  arch: device?.arch ?? 0,
-  isReversed: order === "reversed",
-});
+const layout = layoutOf(set as SetName, { arch: device?.arch ?? 0, dealing: dealing as Dealing });
 const memory = await Promise.all(
   layout.allocations.map(({ bytes }) => driver.allocate(context, { bytes, sharing: "ipc" })),
 );

@@ -5,6 +5,7 @@ import type { WeightLayout } from "../src/weights/manifest.ts";
 import { spanBytes, type Tensor } from "../src/weights/tensor.ts";
 
 const MiB = 2 ** 20;
+const roundingBytes = 512;
 
 type Spec = Pick<Tensor, "name" | "dtype" | "shape">;
 
@@ -57,14 +58,17 @@ function tenThousand(): Spec[] {
 export const sets = { llama70bOf8, deepseekExperts, tenThousand } as const;
 export type SetName = keyof typeof sets;
 
-/** @param isReversed deals the tensors out in the opposite order, so that no two neighbours stay so */
-export function layoutOf(
-  set: SetName,
-  { arch, isReversed }: { arch: number; isReversed: boolean },
-) {
+/**
+ * How an engine's allocator deals tensors out: `torch` as it does by default, `reserved` from memory that
+ * was reserved in one piece before (relight.torch.reserve), `reversed` the same in the opposite order, so
+ * that no two neighbours stay neighbours.
+ */
+export type Dealing = "torch" | "reserved" | "reversed";
+
+export function layoutOf(set: SetName, { arch, dealing }: { arch: number; dealing: Dealing }) {
   const specs = sets[set]();
-  const pools = new Pools();
-  const ordered = isReversed ? specs.toReversed() : specs;
+  const pools = new Pools(dealing !== "torch");
+  const ordered = dealing === "reversed" ? specs.toReversed() : specs;
   const placed = new Map(ordered.map((spec) => [spec.name, pools.place(spec)]));
   const tensors = specs.map((spec): Tensor => {
     const place = placed.get(spec.name) ?? { allocation: 0, offsetBytes: 0 };
@@ -86,9 +90,16 @@ export function layoutOf(
 class Pools {
   readonly #sizes: number[] = [];
   readonly #open = new Map<number, { allocation: number; used: number }>();
+  readonly #isReserved: boolean;
+
+  constructor(isReserved: boolean) {
+    this.#isReserved = isReserved;
+  }
 
   place(spec: Spec): { allocation: number; offsetBytes: number } {
-    const bytes = Math.ceil(spanBytes({ ...spec, stride: contiguous(spec.shape) }) / 512) * 512;
+    const span = spanBytes({ ...spec, stride: contiguous(spec.shape) });
+    const bytes = Math.ceil(span / roundingBytes) * roundingBytes;
+    if (this.#isReserved) return this.#placeBehind(bytes);
     if (bytes >= 10 * MiB)
       return { allocation: this.#add(2 * MiB * Math.ceil(bytes / 2 / MiB)), offsetBytes: 0 };
     const segment = bytes <= MiB ? 2 * MiB : 20 * MiB;
@@ -105,6 +116,12 @@ class Pools {
 
   allocations() {
     return this.#sizes.map((bytes) => ({ bytes }));
+  }
+
+  #placeBehind(bytes: number): { allocation: number; offsetBytes: number } {
+    const offsetBytes = this.#sizes[0] ?? 0;
+    this.#sizes[0] = offsetBytes + bytes;
+    return { allocation: 0, offsetBytes };
   }
 
   #add(bytes: number): number {

@@ -24,7 +24,7 @@ import { planTransfer } from "../src/weights/plan.ts";
 import { spanBytes } from "../src/weights/tensor.ts";
 import { TestAgent } from "../test/contracts/weights-agent.ts";
 import type { Emit } from "./main.ts";
-import { layoutOf, type SetName } from "./weights-sets.ts";
+import { type Dealing, layoutOf, type SetName } from "./weights-sets.ts";
 
 const rounds = 5;
 const hbmBytesPerSecond = 4.8e12; // H200, data sheet.
@@ -47,19 +47,20 @@ export async function run(emit: Emit): Promise<void> {
   }
   await measureDigest(emit);
   await measureHandshake(emit);
-  const llama = await measurePair(emit, { set: "llama70bOf8", name: "llama70b_tp8", order: "" });
-  measureNccl(emit, llama);
-  await measurePair(emit, { set: "deepseekExperts", name: "deepseek_experts", order: "" });
-  await measurePair(emit, {
-    set: "deepseekExperts",
-    name: "deepseek_reordered",
-    order: "reversed",
-  });
+  for (const [set, name] of [
+    ["llama70bOf8", "llama70b_tp8"],
+    ["deepseekExperts", "deepseek_experts"],
+  ] as const) {
+    const best = await measurePair(emit, { set, name, from: "reserved", to: "reserved" });
+    await measurePair(emit, { set, name: `${name}_torch`, from: "torch", to: "torch" });
+    await measurePair(emit, { set, name: `${name}_reordered`, from: "reserved", to: "reversed" });
+    measureNccl(emit, { set, name, ms: best });
+  }
 }
 
 /** What both agents compute before the first byte moves, without the socket: 10,000 tensors. */
 function measurePlan(emit: Emit): void {
-  const layout = layoutOf("tenThousand", { arch: 90, isReversed: false });
+  const layout = layoutOf("tenThousand", { arch: 90, dealing: "torch" });
   const digests = layout.tensors.map((_, index) => index.toString(16).padStart(32, "0"));
   const text = JSON.stringify({ ...layout, generation: 1, digests });
   const times = Array.from({ length: 2 * rounds }, () => {
@@ -75,8 +76,8 @@ function measurePlan(emit: Emit): void {
 }
 
 async function measureHandshake(emit: Emit): Promise<void> {
-  await onPair({ set: "tenThousand", order: "" }, async ({ source }) => {
-    const target = layoutOf("tenThousand", { arch: 90, isReversed: true });
+  await onPair({ set: "tenThousand", from: "torch", to: "torch" }, async ({ source }) => {
+    const target = layoutOf("tenThousand", { arch: 90, dealing: "reversed" });
     const key = coordinateKey(target.coordinate);
     const times: number[] = [];
     for (let round = 0; round < 2 * rounds; round += 1) {
@@ -99,12 +100,18 @@ async function measureHandshake(emit: Emit): Promise<void> {
   });
 }
 
+interface PairOptions {
+  readonly set: SetName;
+  readonly from: Dealing;
+  readonly to: Dealing;
+}
+
 /** @returns the best round's milliseconds from handles to verified */
 async function measurePair(
   emit: Emit,
-  { set, name, order }: { readonly set: SetName; readonly name: string; readonly order: string },
-): Promise<{ readonly ms: number; readonly set: SetName }> {
-  return await onPair({ set, order }, async ({ source, target }) => {
+  { name, ...options }: PairOptions & { readonly name: string },
+): Promise<number> {
+  return await onPair(options, async ({ source, target }) => {
     const reports: Report[] = [];
     for (let round = 0; round < rounds; round += 1) {
       reports.push((await target.ask(`load ${source}`)) as unknown as Report);
@@ -127,7 +134,7 @@ async function measurePair(
       baseline: raw,
       ratio,
     });
-    return { ms: best.copyMs, set };
+    return best.copyMs;
   });
 }
 
@@ -154,8 +161,11 @@ async function rawPeerCopy(bytes: number): Promise<number> {
   return Math.min(...times);
 }
 
-function measureNccl(emit: Emit, ours: { readonly ms: number; readonly set: SetName }): void {
-  const sizes = layoutOf(ours.set, { arch: 90, isReversed: false }).tensors.map(spanBytes);
+function measureNccl(
+  emit: Emit,
+  ours: { readonly set: SetName; readonly name: string; readonly ms: number },
+): void {
+  const sizes = layoutOf(ours.set, { arch: 90, dealing: "torch" }).tensors.map(spanBytes);
   const script = join(import.meta.dirname, "weights_nccl.py");
   const { stdout, status } = spawnSync("python3", [script], {
     input: JSON.stringify(sizes),
@@ -168,7 +178,7 @@ function measureNccl(emit: Emit, ours: { readonly ms: number; readonly set: SetN
   }
   const { ms } = JSON.parse(stdout.toString()) as { ms: number };
   emit({
-    name: "weights.pair.vs_nccl_per_tensor",
+    name: `weights.pair.${ours.name}.vs_nccl_per_tensor`,
     value: ours.ms,
     unit: "ms",
     baseline: ms,
@@ -232,7 +242,7 @@ interface Pair {
 
 /** Engines on GPU 0 and GPU 1, each with an agent; the source has published. */
 async function onPair<Result>(
-  { set, order }: { readonly set: SetName; readonly order: string },
+  { set, from: sourceDealing, to: targetDealing }: PairOptions,
   act: (pair: Pair) => Promise<Result>,
 ): Promise<Result> {
   const directory = mkdtempSync(join(tmpdir(), "relight-bench-"));
@@ -241,8 +251,8 @@ async function onPair<Result>(
   try {
     await using _from = new TestAgent({ backend: "cuda", socket: from, directory });
     await using _to = new TestAgent({ backend: "cuda", socket: to, directory });
-    const source = new Engine([set, "0", from, ""]);
-    const target = new Engine([set, "1", to, order]);
+    const source = new Engine([set, "0", from, sourceDealing]);
+    const target = new Engine([set, "1", to, targetDealing]);
     engines.push(source, target);
     await Promise.all(engines.map((engine) => engine.answer()));
     await source.ask("publish");
