@@ -7,7 +7,7 @@ import { randomBytes } from "node:crypto";
 import fs from "node:fs";
 import path from "node:path";
 import { RelightError } from "../errors.ts";
-import { listNames } from "../platform/files.ts";
+import { listNames, makeFolders } from "../platform/files.ts";
 import { errnoOf, fromNodeError } from "../platform/node-errors.ts";
 import type { ManifestFile, SealedManifest } from "./manifest.ts";
 import { placeTree } from "./place.ts";
@@ -43,7 +43,7 @@ export interface Installed {
  */
 export function openRoot(root: string): string {
   try {
-    fs.mkdirSync(root, { recursive: true });
+    makeFolders(root);
     const real = fs.realpathSync(root);
     const { own, staging, receipts } = ownPaths(real);
     for (const folder of [own, staging, receipts]) openOwnFolder(folder);

@@ -10,7 +10,7 @@ import { errnoOf, fromNodeError } from "./node-errors.ts";
 export function writeWhole(file: string, text: string | Buffer, mode = 0o600): void {
   const temporary = `${file}.${randomBytes(6).toString("hex")}.tmp`;
   try {
-    fs.mkdirSync(path.dirname(file), { recursive: true, mode: 0o700 });
+    makeFolders(path.dirname(file), 0o700);
     const handle = fs.openSync(temporary, "wx", mode);
     try {
       fs.writeFileSync(handle, text);
@@ -40,6 +40,22 @@ export function readSmall(file: string, bytesMax: number): Buffer | null {
   } catch (error) {
     if (errnoOf(error) === "ENOENT") return null;
     throw fromNodeError(error, `read "${file}"`);
+  }
+}
+
+/**
+ * Makes a folder and those above it. @throws what the system said of the first that could not be made:
+ * Node's own recursive mkdir says ENOENT for a read-only file system.
+ */
+export function makeFolders(folder: string, mode = 0o777): void {
+  try {
+    fs.mkdirSync(folder, { recursive: true, mode });
+  } catch (error) {
+    if (errnoOf(error) !== "ENOENT") throw error;
+    let missing = path.resolve(folder);
+    while (!fs.existsSync(path.dirname(missing))) missing = path.dirname(missing);
+    fs.mkdirSync(missing, mode);
+    throw error;
   }
 }
 
