@@ -5,6 +5,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import os from "node:os";
 import type { Environment } from "../artifacts/family.ts";
+import { optionOf } from "../artifacts/identity.ts";
 import { RelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
 import { errnoOf } from "../platform/node-errors.ts";
@@ -116,18 +117,8 @@ async function isHealthy(url: string, signal: AbortSignal): Promise<boolean> {
 
 /** Where vLLM and SGLang answer, from the command's own options; null when the engine is another. */
 export function defaultHealthUrl(framework: string, command: readonly string[]): string | null {
-  const port = optionOf(command, "--port") ?? { vllm: "8000", sglang: "30000" }[framework];
+  const port = optionOf(command, ["--port"]) ?? { vllm: "8000", sglang: "30000" }[framework];
   return port !== undefined && /^\d{1,5}$/.test(port) && framework !== ""
     ? `http://127.0.0.1:${port}/health`
     : null;
-}
-
-function optionOf(command: readonly string[], name: string): string | undefined {
-  const at = command.findIndex((word) => word === name || word.startsWith(`${name}=`));
-  const word = command[at];
-  return word === undefined
-    ? undefined
-    : word.includes("=")
-      ? word.slice(name.length + 1)
-      : command[at + 1];
 }

@@ -6,7 +6,13 @@
 import { type Cache, chooseCaches } from "../artifacts/families.ts";
 import type { Environment, Facts } from "../artifacts/family.ts";
 import { countHits, unitsOf } from "../artifacts/hits.ts";
-import { compileConfigDigest, frameworkOf, identityOf, mergeFacts } from "../artifacts/identity.ts";
+import {
+  compileConfigDigest,
+  factsOfCommand,
+  frameworkOf,
+  identityOf,
+  mergeFacts,
+} from "../artifacts/identity.ts";
 import { readReceipts } from "../artifacts/receipt.ts";
 import { listCache } from "../artifacts/seal.ts";
 import type { Sealer } from "../artifacts/sealer.ts";
@@ -154,6 +160,7 @@ export class ReplicaCaches {
       framework,
       compile_config: compileConfigDigest(this.#command, this.#env),
       machine: machine(),
+      ...factsOfCommand(this.#command),
     };
     if (this.#command.length === 0 && python === "") return mergeFacts(own, facts);
     try {

@@ -71,6 +71,42 @@ export function compileConfigDigest(command: readonly string[], env: Environment
   return all.length === 0 ? "" : blake3Hex(Buffer.from(JSON.stringify(all))).slice(0, 16);
 }
 
+/** Options of vLLM and SGLang that say what a replica is. Source: both engines' argument parsers. */
+const factOptions: Readonly<Partial<Record<FactName, readonly string[]>>> = {
+  model: ["--model", "--model-path"],
+  revision: ["--revision"],
+  tp: ["--tensor-parallel-size", "-tp", "--tp-size", "--tp"],
+  pp: ["--pipeline-parallel-size", "-pp", "--pp-size"],
+  ep: ["--ep-size", "--ep"],
+  dtype: ["--dtype"],
+  quantization: ["--quantization", "-q"],
+};
+
+/** What the engine's own command says of the replica, so that nobody has to say it twice. */
+export function factsOfCommand(command: readonly string[]): Partial<Record<FactName, string>> {
+  if (frameworkOf(command) === "") return {};
+  const facts: Partial<Record<FactName, string>> = {};
+  for (const [fact, names] of Object.entries(factOptions)) {
+    const value = optionOf(command, names);
+    if (value !== undefined) facts[fact as FactName] = value;
+  }
+  const served = command[command.indexOf("serve") + 1];
+  if (command.includes("serve") && served !== undefined && !served.startsWith("-")) {
+    facts.model ??= served;
+  }
+  return facts;
+}
+
+/** The value of `--name value` or `--name=value`; the last one counts, as in the engines. */
+export function optionOf(command: readonly string[], names: readonly string[]): string | undefined {
+  const at = command.findLastIndex((word) =>
+    names.some((name) => word === name || word.startsWith(`${name}=`)),
+  );
+  const word = command[at];
+  if (word === undefined) return undefined;
+  return names.includes(word) ? command[at + 1] : word.slice(word.indexOf("=") + 1);
+}
+
 /** Which engine a command starts; empty when its name does not say. */
 export function frameworkOf(command: readonly string[]): "vllm" | "sglang" | "tensorrt-llm" | "" {
   const words = command.slice(0, 4).map((word) => word.slice(word.lastIndexOf("/") + 1));
