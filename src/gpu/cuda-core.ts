@@ -5,6 +5,7 @@
 
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { RelightError } from "../errors.ts";
+import { CudaCommands } from "./cuda-commands.ts";
 import { cudaError, cudaNotReady, cudaPeerAlreadyEnabled, cudaSuccess } from "./cuda-errors.ts";
 import type {
   Command,
@@ -27,9 +28,8 @@ import type {
 import { readBytesMax } from "./driver.ts";
 import { Libcuda } from "./functions.ts";
 import { HandleTable } from "./handles.ts";
-import { packParams } from "./launch.ts";
 import { type MemoryUse, openMemoryUse } from "./nvml.ts";
-import type { PackedCommand, PackedCopies } from "./packed-copies.ts";
+import type { PackedCommand } from "./packed-copies.ts";
 import {
   createMapping,
   exportMapping,
@@ -66,24 +66,21 @@ const nonBlockingStream = 1; // CU_STREAM_NON_BLOCKING: never waits for the engi
 const lazyPeerAccess = 1; // CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the only flag that the call accepts.
 const captureThisThread = 1; // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 const sharedBytesAttribute = 8; // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-const deviceMemory = 2; // CU_MEMORYTYPE_DEVICE
-const inStreamOrder = 1; // CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
-const notSupported = 801; // CUDA_ERROR_NOT_SUPPORTED
-/** The batch call's way of saying that it cannot do these; one by one they may still work. */
-const batchRefusals: ReadonlySet<number> = new Set([1, notSupported]);
 const pollPauseMs = 0.05; // A poll costs 1.3 us and a copy takes milliseconds.
 
 export class CudaCore {
   readonly #handles = new HandleTable<Entry>();
   readonly #sleeper = new Int32Array(new SharedArrayBuffer(4));
-  #library: Libcuda | null = null;
+  #opened: { readonly cuda: Libcuda; readonly commands: CudaCommands } | null = null;
   #memoryUse: MemoryUse | null = null;
   #current: number | null = null;
-  #hasBatchCopy = true;
 
   get #cuda(): Libcuda {
-    this.#library ??= Libcuda.open();
-    return this.#library;
+    return this.#open().cuda;
+  }
+
+  get #commands(): CudaCommands {
+    return this.#open().commands;
   }
 
   devices(): GpuDevice[] {
@@ -184,7 +181,7 @@ export class CudaCore {
   submit(stream: StreamHandle, commands: readonly PackedCommand[]): void {
     const { owner, raw } = this.#handles.get(stream, "stream");
     this.#use(owner as ContextHandle);
-    for (const command of commands) this.#enqueue(raw, command);
+    for (const command of commands) this.#commands.enqueue(raw, command);
   }
 
   async finish(stream: StreamHandle, wait: Wait): Promise<void> {
@@ -267,7 +264,7 @@ export class CudaCore {
     this.#cuda.call("cuStreamBeginCapture_v2", stream, captureThisThread);
     const graph = new BigUint64Array(1);
     try {
-      for (const command of commands) this.#enqueue(stream, command);
+      for (const command of commands) this.#commands.enqueue(stream, command);
     } catch (error) {
       // A capture that was begun must be ended, or the stream stays unusable.
       this.#cuda.result("cuStreamEndCapture", stream, graph);
@@ -277,90 +274,16 @@ export class CudaCore {
     return graph[0] ?? 0n;
   }
 
-  #enqueue(stream: bigint, command: PackedCommand): void {
-    // The driver refuses empty copies; here they are nothing.
-    if (isEmpty(command)) return;
-    const cuda = this.#cuda;
-    switch (command.do) {
-      case "copy":
-        cuda.call("cuMemcpyDtoDAsync_v2", command.to, command.from, command.bytes, stream);
-        break;
-      case "copies":
-        this.#copyAll(stream, command);
-        break;
-      case "copy_rows":
-        cuda.call("cuMemcpy2DAsync_v2", rowsStruct(command), stream);
-        break;
-      case "fill":
-        cuda.call("cuMemsetD8Async", command.to, command.byte, command.bytes, stream);
-        break;
-      case "upload":
-        this.#upload(stream, command);
-        break;
-      case "record":
-        cuda.call("cuEventRecord", this.#handles.get(command.event, "event").raw, stream);
-        break;
-      case "await":
-        cuda.call("cuStreamWaitEvent", stream, this.#handles.get(command.event, "event").raw, 0);
-        break;
-      case "launch":
-        this.#launch(stream, command);
-        break;
-      case "graph":
-        cuda.call("cuGraphLaunch", this.#handles.get(command.graph, "graph").instance, stream);
-        break;
-    }
-  }
-
-  /** One call for all where the driver has it (CUDA 13), which is 12 us a copy less. */
-  #copyAll(stream: bigint, { to, from, bytes }: PackedCopies): void {
-    if (this.#hasBatchCopy) {
-      const result = this.#batchCopy(stream, { to, from, bytes });
-      if (result === cudaSuccess) return;
-      if (!batchRefusals.has(result)) throw cudaError("cuMemcpyBatchAsync_v2", result);
-      this.#hasBatchCopy = false;
-    }
-    for (let index = 0; index < to.length; index += 1) {
-      const pair = [to[index] ?? 0n, from[index] ?? 0n, bytes[index] ?? 0n] as const;
-      this.#cuda.call("cuMemcpyDtoDAsync_v2", ...pair, stream);
-    }
-  }
-
-  #batchCopy(stream: bigint, { to, from, bytes }: Omit<PackedCopies, "do">): number {
-    const attributes = Buffer.alloc(24); // CUmemcpyAttributes: order, two location hints, flags.
-    attributes.writeInt32LE(inStreamOrder, 0);
-    const indices = new BigUint64Array(1);
-    try {
-      const count = to.length;
-      return this.#cuda.result(
-        "cuMemcpyBatchAsync_v2",
-        to,
-        from,
-        bytes,
-        count,
-        attributes,
-        indices,
-        1,
-        stream,
-      );
-    } catch (error) {
-      if (error instanceof RelightError && error.code === "device_unsupported") return notSupported;
-      throw error;
-    }
-  }
-
-  /** From pageable memory the driver has taken the bytes when the call returns. */
-  #upload(stream: bigint, { to, bytes }: Extract<Command, { do: "upload" }>): void {
-    this.#cuda.call("cuMemcpyHtoDAsync_v2", to, bytes, bytes.byteLength, stream);
-  }
-
-  #launch(stream: bigint, command: Extract<Command, { do: "launch" }>): void {
-    const { raw } = this.#handles.get(command.kernel, "kernel");
-    const { grid, block, sharedBytes } = command;
-    const pointers = packParams(command.params);
-    const shape = [...grid, ...block, sharedBytes, stream, pointers] as const;
-    if (command.cooperative) this.#cuda.call("cuLaunchCooperativeKernel", raw, ...shape);
-    else this.#cuda.call("cuLaunchKernel", raw, ...shape, null);
+  #open(): { readonly cuda: Libcuda; readonly commands: CudaCommands } {
+    if (this.#opened !== null) return this.#opened;
+    const cuda = Libcuda.open();
+    const commands = new CudaCommands(cuda, {
+      event: (handle) => this.#handles.get(handle, "event").raw,
+      graph: (handle) => this.#handles.get(handle, "graph").instance,
+      kernel: (handle) => this.#handles.get(handle, "kernel").raw,
+    });
+    this.#opened = { cuda, commands };
+    return this.#opened;
   }
 
   #describe(ordinal: number): GpuDevice {
@@ -444,26 +367,6 @@ export class CudaCore {
         return;
     }
   }
-}
-
-function isEmpty(command: PackedCommand): boolean {
-  if (command.do === "copy" || command.do === "fill") return command.bytes === 0;
-  if (command.do === "upload") return command.bytes.byteLength === 0;
-  return command.do === "copy_rows" && (command.rows === 0 || command.rowBytes === 0);
-}
-
-/** CUDA_MEMCPY2D, 128 bytes: source, destination, extent. */
-function rowsStruct(copy: Extract<Command, { do: "copy_rows" }>): Uint8Array {
-  const bytes = Buffer.alloc(128);
-  bytes.writeUInt32LE(deviceMemory, 16);
-  bytes.writeBigUInt64LE(copy.from, 32);
-  bytes.writeBigUInt64LE(BigInt(copy.fromPitchBytes), 48);
-  bytes.writeUInt32LE(deviceMemory, 72);
-  bytes.writeBigUInt64LE(copy.to, 88);
-  bytes.writeBigUInt64LE(BigInt(copy.toPitchBytes), 104);
-  bytes.writeBigUInt64LE(BigInt(copy.rowBytes), 112);
-  bytes.writeBigUInt64LE(BigInt(copy.rows), 120);
-  return bytes;
 }
 
 function formatUuid(bytes: Uint8Array): string {

@@ -109,9 +109,7 @@ export interface Wait {
   readonly deadlineMs: number;
 }
 
-export const copyBytesMax = 2 ** 48;
 export const readBytesMax = 256 * 2 ** 20;
-export const commandsMax = 1_000_000;
 
 /**
  * One process's way to its GPUs. Calls may overlap; commands of one stream run in the order of their
