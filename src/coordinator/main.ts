@@ -77,7 +77,7 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
   await registry.open(recall.signal);
   const metrics = createMetrics(registry);
   const services = {
-    relight: new RelightService(registry, { budgetMs }),
+    relight: new RelightService(registry, { budgetMs, onBoot: metrics.boot }),
     p2p: new P2pService(registry),
   };
   const grpc = grpcServer(services, { budgetMs, observe: metrics.observe });

@@ -2,6 +2,7 @@
 // What the coordinator counts; names and meaning are rows of observe/metrics.ts.
 
 import { Metrics, metrics as table } from "../observe/metrics.ts";
+import { BootCounter } from "./boot-counter.ts";
 import type { Advanced, Registry } from "./registry.ts";
 import type { Observe } from "./rpc.ts";
 
@@ -9,6 +10,7 @@ export interface CoordinatorMetrics {
   readonly contentType: string;
   readonly observe: Observe;
   advanced(advanced: Advanced): void;
+  boot(boot: { readonly bootId: string; readonly record: Uint8Array }): void;
   /** The page that Prometheus reads. */
   text(): Promise<string>;
 }
@@ -16,6 +18,7 @@ export interface CoordinatorMetrics {
 export function createMetrics(registry: Registry): CoordinatorMetrics {
   const metrics = new Metrics(table);
   metrics.includeProcess();
+  const boots = new BootCounter();
   return {
     contentType: metrics.contentType,
     observe: ({ method, ms, error }) => {
@@ -27,6 +30,10 @@ export function createMetrics(registry: Registry): CoordinatorMetrics {
       metrics.count("relight_coordinator_sources_stale_total", {}, markedStale);
       metrics.count("relight_coordinator_sources_removed_total", {}, removed);
       if (failure !== null) metrics.count("relight_coordinator_advance_failures_total", {});
+    },
+    boot: ({ bootId, record }) => {
+      const labels = boots.labelsOf(bootId, record);
+      if (labels !== null) metrics.count("relight_boots_total", { ...labels });
     },
     text: () => {
       metrics.set("relight_coordinator_sources", {}, registry.sourceCount);

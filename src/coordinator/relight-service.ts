@@ -66,10 +66,12 @@ const watchBacklogMax = 10_000;
 export class RelightService {
   readonly #registry: Registry;
   readonly #budgetMs: number;
+  readonly #onBoot: (boot: Boot) => void;
 
-  constructor(registry: Registry, options: { budgetMs: number }) {
+  constructor(registry: Registry, options: { budgetMs: number; onBoot?: (boot: Boot) => void }) {
     this.#registry = registry;
     this.#budgetMs = options.budgetMs;
+    this.#onBoot = options.onBoot ?? (() => {});
   }
 
   async publish(request: PublishRequest, signal: AbortSignal): Promise<PublishResponse> {
@@ -126,7 +128,9 @@ export class RelightService {
   }
 
   async reportBoot(request: ReportBootRequest, signal: AbortSignal): Promise<ReportBootResponse> {
-    await this.#registry.putBoot(checkBoot(request.report), signal);
+    const boot = checkBoot(request.report);
+    await this.#registry.putBoot(boot, signal);
+    this.#onBoot(boot);
     return create(ReportBootResponseSchema);
   }
 

@@ -21,6 +21,13 @@ export const metrics = {
     labels: ["version", "node"],
     about: "Always 1; the labels name the versions of Relight and of Node.",
   },
+  relight_boots_total: {
+    type: "counter",
+    unit: "boots",
+    labels: ["outcome", "code"],
+    about:
+      "Starts of replicas reported to this coordinator: warm, partial or cold; `code` is `none` or a row of docs/errors.md.",
+  },
   relight_coordinator_calls_total: {
     type: "counter",
     unit: "calls",

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Counts boots by how they ended, so that a fleet that starts cold is seen in its metrics. A boot is
+// reported several times while it goes on and counted once, with the first report that knows its end.
+
+import { z } from "zod";
+import { codes } from "../errors.ts";
+
+/** Boots that are remembered as counted; more than start in the minutes that one boot takes. */
+const rememberedMax = 10_000;
+
+const recordShape = z.object({
+  outcome: z.enum(["warm", "partial", "cold"]),
+  code: z.string().nullable(),
+  caches: z.array(z.object({ code: z.string().nullable() })).max(256),
+});
+
+export interface BootLabels {
+  readonly outcome: "warm" | "partial" | "cold";
+  /** A row of the error table: why nothing or not everything was installed; `none` for a warm boot. */
+  readonly code: string;
+}
+
+export class BootCounter {
+  readonly #counted = new Set<string>();
+
+  /** What to count; null when this boot is counted already or its record says nothing. */
+  labelsOf(bootId: string, recordJson: Uint8Array): BootLabels | null {
+    if (this.#counted.has(bootId)) return null;
+    const record = readRecord(recordJson);
+    if (record === null) return null;
+    this.#remember(bootId);
+    const code = record.code ?? record.caches.find((cache) => cache.code !== null)?.code ?? "none";
+    // Labels are a bounded set, whatever an agent writes into its record.
+    return { outcome: record.outcome, code: code in codes || code === "none" ? code : "internal" };
+  }
+
+  #remember(bootId: string): void {
+    this.#counted.add(bootId);
+    if (this.#counted.size <= rememberedMax) return;
+    const [oldest] = this.#counted;
+    if (oldest !== undefined) this.#counted.delete(oldest);
+  }
+}
+
+function readRecord(recordJson: Uint8Array): z.infer<typeof recordShape> | null {
+  try {
+    return recordShape.parse(JSON.parse(Buffer.from(recordJson).toString("utf8")));
+  } catch {
+    // Another version's record is kept and listed all the same; it is only not counted.
+    return null;
+  }
+}
