@@ -80,6 +80,8 @@ async function startReplica(name: string, port: number): Promise<void> {
     [
       "run",
       `--coordinator-address=${coordinator}`,
+      // Both are one owner's: they share a key, and each trusts exactly that.
+      `--trust-dir=${path.join(folder, "trust")}`,
       `--node-id=${name}`,
       "--model=demo",
       `--cache=jit=${cacheFolder}`,

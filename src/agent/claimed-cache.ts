@@ -20,13 +20,18 @@ import { portableFile } from "../artifacts/portable-file.ts";
 import {
   type FailureMarker,
   ownPaths,
+  type Receipt,
   readMarker,
+  readReceipts,
   removeMarker,
   writeMarker,
 } from "../artifacts/receipt.ts";
+import { uninstall } from "../artifacts/uninstall.ts";
 import type { Clock } from "../platform/clock.ts";
 import { claimNodeLock } from "../platform/node-lock.ts";
 import type { OfferedFile } from "../transport/transport.ts";
+import type { Refusal } from "../trust/decide.ts";
+import type { TrustReceipt } from "../trust/receipt.ts";
 
 /** Disposing releases the lock. Every method throws RelightError with what the disk answered. */
 export interface ClaimedCache extends Disposable {
@@ -44,6 +49,7 @@ export interface ClaimedCache extends Disposable {
     manifest: SealedManifest;
     files: readonly ManifestFile[];
     sources: readonly string[];
+    trust: TrustReceipt | null;
     nowMs: number;
   }): Promise<Installed>;
   /** What of the manifest lies under its final name as it was installed, in manifest order. */
@@ -53,13 +59,26 @@ export interface ClaimedCache extends Disposable {
   ): readonly (OfferedFile | null)[];
 }
 
+/** An installation of an earlier day that may not be used any more, and was taken back. */
+export interface Undone {
+  readonly receipt: Receipt;
+  readonly refusal: Refusal;
+  readonly files: number;
+}
+
 /**
- * Waits for the cache's lock and cleans up what a crash left behind.
+ * Waits for the cache's lock, takes back every installation that `recheck` refuses, and cleans up what
+ * a crash left behind.
  * @throws RelightError `lock_timeout`, `target_obstructed`, or what the disk answered.
  */
 export type ClaimCache = (
   cache: Cache,
-  options: { clock: Clock; signal: AbortSignal },
+  options: {
+    clock: Clock;
+    signal: AbortSignal;
+    recheck: (receipt: Receipt) => Refusal | null;
+    onUndone: (undone: Undone) => void;
+  },
 ) => Promise<ClaimedCache>;
 
 /** On the real disk. */
@@ -67,7 +86,11 @@ export const claimCache: ClaimCache = async (cache, options) => {
   const root = openRoot(cache.root);
   const lock = await claimNodeLock(ownPaths(root).lock, options);
   try {
-    recoverRoot(root);
+    recoverRoot(root, (receipt) => options.recheck(receipt) === null);
+    for (const receipt of readReceipts(root, () => {})) {
+      const refusal = options.recheck(receipt);
+      if (refusal !== null) options.onUndone({ receipt, refusal, files: uninstall(root, receipt) });
+    }
   } catch (error) {
     lock[Symbol.dispose]();
     throw error;

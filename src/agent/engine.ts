@@ -23,6 +23,14 @@ export interface Engine extends Disposable {
   readonly stopping: AbortSignal;
 }
 
+/** What says where keys lie, how to join a fleet, or is a token itself. */
+const secretVariable = /^RELIGHT_(TRUST_|JOIN|.*TOKEN)/;
+
+/** The environment without what only the agent may know: nothing that signs is reachable from the engine's. */
+export function withoutSecrets(env: Environment): Environment {
+  return Object.fromEntries(Object.entries(env).filter(([name]) => !secretVariable.test(name)));
+}
+
 /** @throws RelightError `engine_start_failed` when the command cannot be started. */
 export async function startEngine(command: readonly string[], env: Environment): Promise<Engine> {
   const [program = "", ...args] = command;

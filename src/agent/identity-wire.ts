@@ -33,6 +33,18 @@ const ownFields = new Set([
   "compile_config",
 ]);
 
+/**
+ * The same identity as it stands in a statement: one flat map, lower-cased as the coordinator does it for
+ * its id, so that whoever finds each other also agrees on this.
+ */
+export function toStatementIdentity({ facts, extra }: Identity): Record<string, string> {
+  const own = Object.entries(facts).map(([name, value]) => [name, value ?? ""] as const);
+  const added = Object.entries(extra).map(([name, value]) => [`user.${name}`, value] as const);
+  return Object.fromEntries(
+    [...own, ...added].map(([name, value]) => [name.toLowerCase(), value.toLowerCase()]),
+  );
+}
+
 export function toSourceIdentity({ family, sourceType, facts, extra }: Identity): SourceIdentity {
   const rest = Object.entries(facts).filter(([name]) => !ownFields.has(name));
   return create(SourceIdentitySchema, {

@@ -6,6 +6,7 @@ import { randomBytes } from "node:crypto";
 import type { Hits } from "../artifacts/hits.ts";
 import { asRelightError, type Code } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
+import type { TrustSummary } from "./trust.ts";
 
 export const bootFormat = "relight.boot.v1";
 
@@ -37,6 +38,8 @@ export interface CacheRecord {
   code: Code | null;
   reason: string | null;
   artifactId: string | null;
+  /** Earlier installations that were taken back at this start, and why. */
+  undone: { artifactId: string; files: number; code: Code }[];
   /** Files that peers have. */
   offered: number;
   /** Of these, the target had already. */
@@ -58,6 +61,8 @@ export interface BootRecord {
   readonly model: string;
   /** The command's program, without its arguments: they may hold secrets. */
   readonly program: string;
+  /** Under which rules peers' caches were installed; null in records of older versions. */
+  readonly trust: TrustSummary | null;
   /** Unix milliseconds. */
   readonly startedAtMs: number;
   /** From the start until the engine was started, and until it was healthy; null when it never was. */
@@ -78,7 +83,13 @@ export class Ledger {
   readonly #clock: Clock;
   readonly #startMs: number;
 
-  constructor(options: { clock: Clock; nodeId: string; model: string; program: string }) {
+  constructor(options: {
+    clock: Clock;
+    nodeId: string;
+    model: string;
+    program: string;
+    trust?: TrustSummary;
+  }) {
     this.#clock = options.clock;
     this.#startMs = options.clock.monotonicMs();
     const startedAtMs = options.clock.wallMs();
@@ -89,6 +100,7 @@ export class Ledger {
       nodeId: options.nodeId,
       model: options.model,
       program: options.program,
+      trust: options.trust ?? null,
       startedAtMs,
       engineStartedMs: null,
       healthyMs: null,
@@ -134,6 +146,7 @@ export class Ledger {
       code: null,
       reason: null,
       artifactId: null,
+      undone: [],
       offered: 0,
       alreadyThere: 0,
       fetched: 0,

@@ -6,11 +6,10 @@ import fs from "node:fs";
 import path from "node:path";
 import { type Cache, chooseCaches } from "../artifacts/families.ts";
 import type { Environment } from "../artifacts/family.ts";
-import { hashBytes, hashPath } from "../artifacts/hash-file.ts";
 import { mergeFacts } from "../artifacts/identity.ts";
-import { toPortable } from "../artifacts/rebase.ts";
 import { type Receipt, readReceipts } from "../artifacts/receipt.ts";
 import { type Seal, seal } from "../artifacts/seal.ts";
+import { installedDigest } from "../artifacts/uninstall.ts";
 import type { RelightError } from "../errors.ts";
 import type { CacheSettings } from "./replica-caches.ts";
 
@@ -64,16 +63,5 @@ export function verifyInstalled(root: string, receipt: Receipt): Verified[] {
 function verifyFile(root: string, file: Receipt["files"][number]): Verified["state"] {
   const full = path.join(root, file.path);
   if (!fs.lstatSync(full, { throwIfNoEntry: false })?.isFile()) return "gone";
-  return digestOf(full, root, file) === file.digest ? "ok" : "changed";
-}
-
-function digestOf(full: string, root: string, file: Receipt["files"][number]): string {
-  if (file.form === "plain") return hashPath(full)?.digest ?? "";
-  try {
-    const portable = toPortable(fs.readFileSync(full), { root, path: path.relative(root, full) });
-    return portable === null ? "" : hashBytes(portable).digest;
-  } catch {
-    // It is no longer the kind of file that it was installed as.
-    return "";
-  }
+  return installedDigest(full, root, file) === file.digest ? "ok" : "changed";
 }

@@ -3,14 +3,18 @@
 
 import type { Sealer } from "../artifacts/sealer.ts";
 import { startSealer } from "../artifacts/sealer.ts";
+import { RelightError } from "../errors.ts";
 import type { Log } from "../observe/log.ts";
 import { type Clock, systemClock } from "../platform/clock.ts";
+import { startDeadline } from "../platform/deadline.ts";
 import { startHttpFetcher } from "../transport/http-fetcher.ts";
 import { startHttpServer } from "../transport/http-server.ts";
 import type { PieceFetcher, PieceServer } from "../transport/transport.ts";
 import { type ClaimCache, claimCache } from "./claimed-cache.ts";
 import { connectCoordinator } from "./coordinator-client.ts";
 import { NodeLink } from "./node-link.ts";
+import { openTrust, type TrustSettings } from "./open-trust.ts";
+import type { ArtifactTrust } from "./trust.ts";
 
 export interface AgentSettings {
   readonly nodeId: string;
@@ -25,6 +29,7 @@ export interface AgentSettings {
   readonly threads: number;
   readonly silenceMsMax: number;
   readonly connectMsMax: number;
+  readonly trust: TrustSettings;
 }
 
 export interface AgentParts extends AsyncDisposable {
@@ -33,12 +38,21 @@ export interface AgentParts extends AsyncDisposable {
   readonly fetcher: PieceFetcher;
   readonly sealer: Sealer;
   readonly claim: ClaimCache;
+  readonly trust: ArtifactTrust;
   readonly clock: Clock;
   readonly random: () => number;
 }
 
-/** Opens the byte server; the coordinator is called only when there is something to ask or say. */
+/** Setting up trust reads a few small files; another process may hold their lock. */
+const trustMsMax = 5_000;
+
+/**
+ * Opens the byte server; the coordinator is called only when there is something to ask or say.
+ * @throws RelightError `config_invalid` where trust is switched off and others could reach this agent.
+ */
 export async function openAgent(settings: AgentSettings, log: Log): Promise<AgentParts> {
+  refuseOpenDoors(settings);
+  const trust = await openAgentTrust(settings, log);
   const server = await startHttpServer({
     ...settings.listen,
     threads: settings.threads,
@@ -70,6 +84,7 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
     fetcher,
     sealer,
     claim: claimCache,
+    trust,
     clock: systemClock,
     random: Math.random,
     [Symbol.asyncDispose]: async () => {
@@ -77,4 +92,24 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
       await Promise.all([server, fetcher, sealer].map((part) => part[Symbol.asyncDispose]()));
     },
   };
+}
+
+async function openAgentTrust({ trust, nodeId }: AgentSettings, log: Log): Promise<ArtifactTrust> {
+  using deadline = startDeadline("setting up trust", trustMsMax);
+  return await openTrust(trust, { nodeId, clock: systemClock, log, signal: deadline.signal });
+}
+
+/** What installs anything from anybody stays on this machine. */
+function refuseOpenDoors({ trust, listen, advertise }: AgentSettings): void {
+  const hosts = [listen.host, ...(advertise === null ? [] : [new URL(advertise).hostname])];
+  const open = hosts.find((host) => !isLoopback(host));
+  if (trust.mode !== "insecure" || open === undefined) return;
+  throw new RelightError(
+    "config_invalid",
+    `Cannot listen on "${open}" with --trust=insecure: want an address of loopback`,
+  );
+}
+
+function isLoopback(host: string): boolean {
+  return /^(localhost|127(\.\d{1,3}){3}|\[?::1\]?)$/.test(host);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Offers one cache of a running replica: seals it once it has settled, publishes, and from then on
-// publishes again whatever the engine compiled since. A later artifact shares entries with the earlier
-// ones, so that a target fetches only what is new.
+// Offers one cache of a running replica: seals it once it has settled, signs, publishes, and from then
+// on publishes again whatever the engine compiled since. A later artifact shares entries with the
+// earlier ones, so that a target fetches only what is new.
 
 import path from "node:path";
 import type { Cache } from "../artifacts/families.ts";
@@ -10,9 +10,11 @@ import type { Seal, SealedFile } from "../artifacts/seal.ts";
 import type { Sealer } from "../artifacts/sealer.ts";
 import type { Hex32 } from "../core/digest.ts";
 import { PieceSet } from "../core/pieces.ts";
+import { asRelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
 import type { OfferedFile, PieceServer } from "../transport/transport.ts";
 import type { Announce } from "./relay.ts";
+import type { ArtifactTrust, Authored, Subject } from "./trust.ts";
 
 /** Targets that learnt of an artifact a moment ago may still be reading it. */
 const supersededMax = 2;
@@ -25,29 +27,27 @@ export interface Publication {
   readonly added: number;
 }
 
+export interface PublisherOptions {
+  readonly sealer: Sealer;
+  readonly server: PieceServer;
+  readonly announce: Announce;
+  readonly trust: ArtifactTrust;
+  /** What is said of every artifact of this cache. */
+  readonly subject: Subject;
+  readonly clock: Clock;
+  readonly settleMs: number;
+}
+
 export class Publisher {
   readonly cache: Cache;
-  readonly #options: {
-    sealer: Sealer;
-    server: PieceServer;
-    announce: Announce;
-    clock: Clock;
-    settleMs: number;
-  };
+  readonly #options: PublisherOptions;
   /** Newest last. */
-  #offered: { artifactId: Hex32; paths: ReadonlySet<string> }[] = [];
+  #offered: { artifactId: Hex32; paths: ReadonlySet<string>; renewAtMs: number }[] = [];
+  /** What our own policy lets nobody take from us, and under which version: not tried again and again. */
+  #refused: { artifactId: Hex32; policyVersion: number | null } | null = null;
   #last: Seal | null = null;
 
-  constructor(
-    cache: Cache,
-    options: {
-      sealer: Sealer;
-      server: PieceServer;
-      announce: Announce;
-      clock: Clock;
-      settleMs: number;
-    },
-  ) {
+  constructor(cache: Cache, options: PublisherOptions) {
     this.cache = cache;
     this.#options = options;
   }
@@ -69,48 +69,72 @@ export class Publisher {
     return this.#last;
   }
 
-  /** Publishes what `look` saw; null when that is what is published already, or nothing. */
+  /**
+   * Publishes what `look` saw; null when that is what is published already, or nothing, or what was
+   * refused before. Signs again what is published, in time.
+   * @throws RelightError why peers under our own policy would refuse it.
+   */
   async publish(): Promise<Publication | null> {
     const seal = this.#last;
     const latest = this.#offered.at(-1);
-    if (seal === null || seal.manifest.artifactId === latest?.artifactId) return null;
-    const { manifest, files } = seal;
+    if (seal === null || this.#isRefused(seal)) return null;
+    const isNew = seal.manifest.artifactId !== latest?.artifactId;
+    if (!isNew && this.#options.clock.wallMs() < latest.renewAtMs) return null;
+    const { renewAtMs } = await this.#offer(seal);
+    const paths = new Set(seal.files.map((file) => file.entry.path));
+    const { artifactId } = seal.manifest;
+    if (!isNew) this.#offered.pop();
+    this.#offered.push({ artifactId, paths, renewAtMs });
+    if (!isNew) return null;
+    await this.#withdrawOldest();
+    return {
+      artifactId,
+      files: seal.files.length,
+      bytes: totalBytes(seal.manifest),
+      added: [...paths].filter((name) => !latest?.paths.has(name)).length,
+    };
+  }
+
+  async #offer({ manifest, files }: Seal): Promise<Authored> {
+    const { server, announce } = this.#options;
+    const authored = this.#author({ manifest });
     const pieces = listPieces(manifest);
     const have = new PieceSet(pieces.length);
     have.addAll();
-    const { server, announce } = this.#options;
     await server.offer({
       artifactId: manifest.artifactId,
       manifest: manifest.bytes,
+      statement: authored.statement,
       files: files.map((file) => offered(this.cache.root, file)),
       pieces,
       have,
     });
     await announce({ family: this.cache.family, manifest, isComplete: true });
-    const paths = new Set(files.map((file) => file.entry.path));
-    const added = [...paths].filter((name) => !latest?.paths.has(name)).length;
-    this.#offered.push({ artifactId: manifest.artifactId, paths });
-    while (this.#offered.length > supersededMax + 1) {
-      const oldest = this.#offered.shift();
-      if (oldest !== undefined) await server.withdraw(oldest.artifactId);
-    }
-    return {
-      artifactId: manifest.artifactId,
-      files: files.length,
-      bytes: totalBytes(manifest),
-      added,
-    };
+    return authored;
   }
 
-  /** Tells the coordinator again: it may have lost its memory, or us. */
-  async announceAgain(): Promise<void> {
-    const latest = this.#offered.at(-1);
-    if (this.#last !== null && this.#last.manifest.artifactId === latest?.artifactId) {
-      await this.#options.announce({
-        family: this.cache.family,
-        manifest: this.#last.manifest,
-        isComplete: true,
-      });
+  #author({ manifest }: Pick<Seal, "manifest">): Authored {
+    const { trust, subject } = this.#options;
+    try {
+      return trust.author(manifest, subject);
+    } catch (thrown) {
+      const { artifactId } = manifest;
+      this.#refused = { artifactId, policyVersion: trust.summary.policyVersion };
+      throw asRelightError(thrown);
+    }
+  }
+
+  #isRefused({ manifest }: Seal): boolean {
+    return (
+      this.#refused?.artifactId === manifest.artifactId &&
+      this.#refused.policyVersion === this.#options.trust.summary.policyVersion
+    );
+  }
+
+  async #withdrawOldest(): Promise<void> {
+    while (this.#offered.length > supersededMax + 1) {
+      const oldest = this.#offered.shift();
+      if (oldest !== undefined) await this.#options.server.withdraw(oldest.artifactId);
     }
   }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What this replica passes on of what it receives: while it still receives, from staging, and once
-// installed, from the cache. A relayed artifact has the original's manifest and id.
+// installed, from the cache. A relayed artifact has the original's manifest, id and signatures.
 
 import path from "node:path";
 import type { Family } from "../artifacts/family.ts";
@@ -15,12 +15,14 @@ export interface Relay {
   receiving(transfer: {
     family: Family;
     manifest: SealedManifest;
+    statement?: Buffer | undefined;
     staging: Staging;
   }): Promise<void>;
   /** Serves the installed files under their final names. */
   installed(installation: {
     family: Family;
     manifest: SealedManifest;
+    statement?: Buffer | undefined;
     /** In manifest order; null for what is not there as it was installed. */
     files: readonly (OfferedFile | null)[];
   }): Promise<void>;
@@ -61,7 +63,7 @@ export function createRelay(options: {
     }
   };
   return {
-    receiving: ({ family, manifest, staging }) =>
+    receiving: ({ family, manifest, statement, staging }) =>
       attempt(async () => {
         const files = manifest.files.map((file) => ({
           path: path.join(staging.root, file.path),
@@ -71,13 +73,14 @@ export function createRelay(options: {
         await server.offer({
           artifactId: manifest.artifactId,
           manifest: manifest.bytes,
+          ...(statement === undefined ? {} : { statement }),
           files,
           pieces: staging.pieces,
           have: staging.have,
         });
         await announce({ family, manifest, isComplete: false });
       }),
-    installed: ({ family, manifest, files }) =>
+    installed: ({ family, manifest, statement, files }) =>
       attempt(async () => {
         const pieces = listPieces(manifest);
         const have = new PieceSet(pieces.length);
@@ -86,6 +89,7 @@ export function createRelay(options: {
         await server.offer({
           artifactId: manifest.artifactId,
           manifest: manifest.bytes,
+          ...(statement === undefined ? {} : { statement }),
           files: offered,
           pieces,
           have,

@@ -23,17 +23,20 @@ import type { Clock } from "../platform/clock.ts";
 import { type Deadline, startDeadlineOn } from "../platform/deadline.ts";
 import type { PieceFetcher, PieceServer } from "../transport/transport.ts";
 import { type Candidate, candidatesOf } from "./candidates.ts";
-import type { ClaimCache } from "./claimed-cache.ts";
+import type { ClaimCache, ClaimedCache, Undone } from "./claimed-cache.ts";
 import type { CacheRecord, Ledger } from "./ledger.ts";
 import type { Narrator } from "./narrator.ts";
 import type { NodeLink } from "./node-link.ts";
 import { probeFacts } from "./probe.ts";
 import { Publisher } from "./publisher.ts";
 import { createRelay, noRelay } from "./relay.ts";
+import { type ArtifactTrust, type Subject, subjectOf } from "./trust.ts";
 import { warmCache } from "./warm.ts";
 
 /** Beyond this a first publication goes out without what still settles; the delta brings it. */
 const settleMsMax = 15_000;
+/** For taking back what may no longer be used, also when the budget is zero; it takes milliseconds. */
+const recheckMsMax = 5_000;
 
 export interface CacheSettings {
   /** Facts that the user gave; empty ones are unknown. */
@@ -57,6 +60,7 @@ export interface CacheParts {
   readonly fetcher: PieceFetcher;
   readonly sealer: Sealer;
   readonly claim: ClaimCache;
+  readonly trust: ArtifactTrust;
   readonly clock: Clock;
   readonly random: () => number;
   readonly log: Log;
@@ -66,9 +70,12 @@ export interface CacheParts {
 interface CacheState {
   readonly cache: Cache;
   readonly record: CacheRecord;
+  readonly subject: Subject;
   readonly publisher: Publisher;
   /** Units in the cache before the engine ran. */
   before: ReadonlySet<string>;
+  /** Why the folder could not be looked at; null when it could. */
+  obstacle: unknown;
 }
 
 export class ReplicaCaches {
@@ -104,6 +111,7 @@ export class ReplicaCaches {
     try {
       const facts = await ledger.phase("identify", () => this.#identify(budget.signal));
       this.#choose(facts);
+      await this.#recheckAll();
       if (isInstalling) await this.#warmAll(budget.signal);
     } catch (thrown) {
       if (thrown instanceof RelightError && thrown.code === "config_invalid") throw thrown;
@@ -122,6 +130,7 @@ export class ReplicaCaches {
     const firstUntilMs = clock.monotonicMs() + settleMsMax;
     let isFirst = true;
     while (!stop.aborted) {
+      await this.#parts.trust.refresh(stop);
       for (const { publisher } of this.#states) await this.#look(publisher, stop);
       const isSettling = this.#states.some(({ publisher }) => publisher.isSettling);
       if (!isFirst || !isSettling || clock.monotonicMs() >= firstUntilMs) {
@@ -182,7 +191,8 @@ export class ReplicaCaches {
 
   #choose(facts: Facts): void {
     const { families, customCaches, extraIdentity, settleMs } = this.#settings;
-    const { link, sealer, server, clock, narrator } = this.#parts;
+    const { link, sealer, server, trust, clock, narrator } = this.#parts;
+    const { announce } = link;
     link.identify(facts, extraIdentity);
     link.start();
     const caches = chooseCaches({ env: this.#env, facts, named: families, custom: customCaches });
@@ -190,13 +200,48 @@ export class ReplicaCaches {
       narrator.say("no cache to exchange: name one with --cache NAME=DIR or --families");
     const unknown = caches.flatMap(({ family }) => identityOf(family, facts, {}).unknown);
     this.#ledger.record.unknownFacts = [...new Set(unknown)];
-    this.#states = caches.map((cache) => ({
-      cache,
-      record: this.#ledger.cache(cache.family.name, cache.root),
-      publisher: new Publisher(cache, { sealer, server, announce: link.announce, clock, settleMs }),
-      before: new Set(),
-    }));
-    for (const state of this.#states) this.#lookBefore(state);
+    this.#states = caches.map((cache) => {
+      const subject = subjectOf(cache.family, facts, extraIdentity);
+      const options = { sealer, server, announce, trust, subject, clock, settleMs };
+      return {
+        cache,
+        record: this.#ledger.cache(cache.family.name, cache.root),
+        subject,
+        publisher: new Publisher(cache, options),
+        before: new Set(),
+        obstacle: null,
+      };
+    });
+  }
+
+  /**
+   * Whether what was installed earlier may still be used, and what an earlier crash left behind. Before
+   * anybody is asked for more, and whether or not anybody is: the engine runs what lies there.
+   */
+  async #recheckAll(): Promise<void> {
+    const { clock } = this.#parts;
+    using deadline = startDeadlineOn(clock, { what: "looking at receipts", ms: recheckMsMax });
+    for (const state of this.#states) {
+      try {
+        using _claimed = await this.#claim(state, deadline.signal);
+      } catch (thrown) {
+        state.obstacle = thrown;
+        this.#ledger.cold(state.record, thrown);
+      }
+      this.#lookBefore(state);
+    }
+  }
+
+  #claim({ cache, record }: CacheState, signal: AbortSignal): Promise<ClaimedCache> {
+    const { claim, clock, trust, log, narrator } = this.#parts;
+    const onUndone = ({ receipt, refusal, files }: Undone) => {
+      const { code, reason } = refusal;
+      const { artifactId, family } = receipt;
+      record.undone.push({ artifactId, files, code });
+      log.warn("installation_undone", { family, artifactId, files, code, message: reason });
+      narrator.say(`taken back: ${family}: ${count(files, "file")}: ${code}: ${reason}`);
+    };
+    return claim(cache, { clock, signal, recheck: (receipt) => trust.recheck(receipt), onUndone });
   }
 
   #lookBefore(state: CacheState): void {
@@ -208,11 +253,7 @@ export class ReplicaCaches {
   }
 
   async #warmAll(signal: AbortSignal): Promise<void> {
-    const discovered = this.#ledger.phase("discover", () => this.#discover(signal));
-    const found = await discovered.catch(async (thrown: unknown) => {
-      for (const { cache } of this.#states) await this.#recover(cache, signal);
-      throw thrown;
-    });
+    const found = await this.#ledger.phase("discover", () => this.#discover(signal));
     using deadline = this.#phaseDeadline("fetching", this.#settings.fetchMsMax, signal);
     await Promise.all(
       this.#states.map((state, index) => this.#warmOne(state, found[index] ?? [], deadline.signal)),
@@ -231,32 +272,31 @@ export class ReplicaCaches {
     return startDeadlineOn(this.#parts.clock, { what, ms, parent });
   }
 
-  /** Also where no peer has anything: what an earlier crash left behind must not stay. */
-  async #recover(cache: Cache, signal: AbortSignal): Promise<void> {
-    const { claim, clock } = this.#parts;
-    using _claimed = await claim(cache, { clock, signal });
-  }
-
   async #warmOne(
     state: CacheState,
     candidates: readonly Candidate[],
     signal: AbortSignal,
   ): Promise<void> {
-    const { claim, fetcher, server, link, clock, random, log, narrator } = this.#parts;
-    const { cache, record } = state;
+    const { fetcher, server, link, trust, clock, random, log, narrator } = this.#parts;
+    const { cache, record, subject } = state;
     try {
       if (candidates.length === 0) {
-        await this.#recover(cache, signal);
-        throw new RelightError(
-          "no_source",
-          `No ready source has "${cache.family.name}" for this identity`,
+        throw (
+          state.obstacle ??
+          new RelightError(
+            "no_source",
+            `No ready source has "${cache.family.name}" for this identity`,
+          )
         );
       }
+      [record.code, record.reason] = [null, null];
       await warmCache({
         cache,
         candidates,
         search: async (stop) => candidatesOf((await link.find([cache.family], stop))[0] ?? []),
-        claim,
+        claim: (stop) => this.#claim(state, stop),
+        trust,
+        subject,
         fetcher,
         relay: this.#settings.isPublishing
           ? createRelay({ server, announce: link.announce, retract: link.retract, log })

@@ -9,7 +9,13 @@ import { formatMs } from "../core/units.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import { startDeadline } from "../platform/deadline.ts";
 import { writeBoot } from "./boot-store.ts";
-import { defaultHealthUrl, type Engine, startEngine, waitUntilHealthy } from "./engine.ts";
+import {
+  defaultHealthUrl,
+  type Engine,
+  startEngine,
+  waitUntilHealthy,
+  withoutSecrets,
+} from "./engine.ts";
 import { Ledger, outcomeOf } from "./ledger.ts";
 import { type CacheParts, type CacheSettings, ReplicaCaches } from "./replica-caches.ts";
 
@@ -45,7 +51,7 @@ class Run {
 
   constructor(command: readonly string[], env: Environment, { settings, parts }: RunOptions) {
     this.#command = command;
-    this.#env = env;
+    this.#env = withoutSecrets(env);
     this.#settings = settings;
     this.#parts = parts;
     this.#ledger = new Ledger({
@@ -53,8 +59,12 @@ class Run {
       nodeId: settings.nodeId,
       model: settings.facts.model ?? "",
       program: command[0]?.split("/").at(-1) ?? "",
+      trust: parts.trust.summary,
     });
-    this.#caches = new ReplicaCaches({ command, env }, { settings, parts, ledger: this.#ledger });
+    this.#caches = new ReplicaCaches(
+      { command, env: this.#env },
+      { settings, parts, ledger: this.#ledger },
+    );
   }
 
   async run(): Promise<number> {

@@ -40,6 +40,7 @@ function openCaches(env: Environment, { settings, parts, nodeId }: ServeOptions)
     nodeId,
     model: settings.facts.model ?? "",
     program: "",
+    trust: parts.trust.summary,
   });
   return { ledger, caches: new ReplicaCaches({ command: [], env }, { settings, parts, ledger }) };
 }

@@ -5,13 +5,7 @@
 // a marker, so that the seven do not repeat it one after the other.
 
 import type { Cache } from "../artifacts/families.ts";
-import {
-  decodeManifest,
-  listPieces,
-  type ManifestFile,
-  manifestLimits,
-  type SealedManifest,
-} from "../artifacts/manifest.ts";
+import { listPieces, type ManifestFile, type SealedManifest } from "../artifacts/manifest.ts";
 import type { SourceReport } from "../artifacts/pull.ts";
 import { startPull } from "../artifacts/pull-run.ts";
 import { pullSettings } from "../artifacts/pull-state.ts";
@@ -20,9 +14,10 @@ import { asRelightError, RelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
 import type { PieceFetcher, Staging } from "../transport/transport.ts";
 import { type ArtifactSources, type Candidate, groupByArtifact, shuffled } from "./candidates.ts";
-import type { ClaimCache, ClaimedCache } from "./claimed-cache.ts";
+import type { ClaimedCache } from "./claimed-cache.ts";
 import type { CacheRecord, Ledger, SourceUse } from "./ledger.ts";
 import type { Relay } from "./relay.ts";
+import type { ArtifactTrust, Granted, Subject } from "./trust.ts";
 
 /** Long enough that the other ranks of a node see it, short enough that a restart a minute later tries again. */
 const markerMs = 30_000;
@@ -31,7 +26,10 @@ export interface WarmOptions {
   readonly candidates: readonly Candidate[];
   /** Asks the coordinator again, while pieces are missing. */
   readonly search: (signal: AbortSignal) => Promise<readonly Candidate[]>;
-  readonly claim: ClaimCache;
+  /** Takes the cache's lock. */
+  readonly claim: (signal: AbortSignal) => Promise<ClaimedCache>;
+  readonly trust: ArtifactTrust;
+  readonly subject: Subject;
   readonly fetcher: PieceFetcher;
   readonly relay: Relay;
   readonly ledger: Ledger;
@@ -50,9 +48,7 @@ export interface WarmOptions {
 /** @throws RelightError why the cache stays cold; `record` then has the same code and reason. */
 export async function warmCache(options: WarmOptions): Promise<void> {
   const { cache, clock, signal, record, ledger } = options;
-  using claimed = await ledger.phase(`lock ${cache.family.name}`, () =>
-    options.claim(cache, { clock, signal }),
-  );
+  using claimed = await ledger.phase(`lock ${cache.family.name}`, () => options.claim(signal));
   const marker = claimed.readMarker(clock.wallMs());
   // One from the future is older than a jump of the clock: it must not keep the cache cold.
   if (marker !== null && marker.expiresAtMs <= clock.wallMs() + markerMs) {
@@ -62,8 +58,7 @@ export async function warmCache(options: WarmOptions): Promise<void> {
     );
   }
   try {
-    for (const artifact of groupByArtifact(options.candidates))
-      await warmFrom(artifact, claimed, options);
+    await warmFromAll(claimed, options);
     claimed.removeMarker();
   } catch (thrown) {
     const { code, message } = asRelightError(thrown);
@@ -74,6 +69,27 @@ export async function warmCache(options: WarmOptions): Promise<void> {
   record.state = record.fetched > 0 ? "installed" : "present";
 }
 
+/** An artifact that is refused costs that artifact; it fails when none is left. */
+async function warmFromAll(claimed: ClaimedCache, options: WarmOptions): Promise<void> {
+  const failures: RelightError[] = [];
+  const artifacts = groupByArtifact(options.candidates);
+  for (const artifact of artifacts) {
+    try {
+      await warmFrom(artifact, claimed, options);
+    } catch (thrown) {
+      options.signal.throwIfAborted();
+      const error = asRelightError(thrown);
+      if (error.facts.blame !== "remote") throw error;
+      failures.push(error);
+    }
+  }
+  const [first] = failures;
+  if (first === undefined) return;
+  if (failures.length === artifacts.length) throw first;
+  // Something was had, so that this is no cold start; what was refused is told all the same.
+  options.ledger.cold(options.record, first);
+}
+
 async function warmFrom(
   artifact: ArtifactSources,
   claimed: ClaimedCache,
@@ -81,7 +97,8 @@ async function warmFrom(
 ): Promise<void> {
   const { ledger, record, cache, relay } = options;
   const name = cache.family.name;
-  const manifest = await ledger.phase(`manifest ${name}`, () => fetchManifest(artifact, options));
+  const granted = await ledger.phase(`manifest ${name}`, () => askSources(artifact, options));
+  const { manifest, statement, trust } = granted;
   const files = claimed.missing(manifest);
   record.artifactId ??= manifest.artifactId;
   record.offered += manifest.files.length;
@@ -90,7 +107,7 @@ async function warmFrom(
   const staging = claimed.stage(files);
   try {
     await ledger.phase(`fetch ${name}`, () =>
-      fetchFiles({ artifact, manifest, files, tree: staging.tree }, options),
+      fetchFiles({ artifact, granted, files, tree: staging.tree }, options),
     );
     const installed = await ledger.phase(`install ${name}`, () =>
       claimed.install({
@@ -98,14 +115,16 @@ async function warmFrom(
         manifest,
         files,
         sources: artifact.sources.map(({ endpoint }) => endpoint),
+        trust,
         nowMs: options.clock.wallMs(),
       }),
     );
+    if (trust !== null) await options.trust.remember(trust, options.signal);
     record.fetched += installed.receipt.files.length;
     record.kept += installed.kept.length;
     const paths = new Set(installed.receipt.files.map((file) => file.path));
     const offered = claimed.offered(manifest, paths);
-    await relay.installed({ family: cache.family, manifest, files: offered });
+    await relay.installed({ family: cache.family, manifest, statement, files: offered });
   } catch (thrown) {
     await relay.dropped({ family: cache.family, artifactId: manifest.artifactId });
     claimed.unstage(staging);
@@ -113,50 +132,48 @@ async function warmFrom(
   }
 }
 
-async function fetchManifest(
-  artifact: ArtifactSources,
-  options: WarmOptions,
-): Promise<SealedManifest> {
-  const failures: string[] = [];
+/** One source after the other: what one of them cannot prove, another may. */
+async function askSources(artifact: ArtifactSources, options: WarmOptions): Promise<Granted> {
+  const { fetcher, subject, trust, record, signal } = options;
+  const failures: { endpoint: string; error: RelightError }[] = [];
   for (const { endpoint } of shuffled(artifact.sources, options.random)) {
     try {
       const at = { endpoint, artifactId: artifact.artifactId as SealedManifest["artifactId"] };
-      const bytes = await options.fetcher.manifest(
-        at,
-        { bytesMax: manifestLimits.bytesMax },
-        options.signal,
-      );
-      const manifest = decodeManifest(bytes, artifact);
-      if (manifest.family !== options.cache.family.name) {
-        throw new RelightError(
-          "manifest_invalid",
-          `Cannot use manifest: it is of family "${manifest.family}", wanted "${options.cache.family.name}"`,
-        );
-      }
-      return manifest;
+      return await trust.grant({ fetcher, at, subject }, signal);
     } catch (thrown) {
-      options.signal.throwIfAborted();
-      const { code, message } = asRelightError(thrown);
-      options.record.sources.push({ endpoint, bytes: 0, pieces: 0, failures: { [code]: 1 }, code });
-      failures.push(`${endpoint}: ${code}: ${message}`);
+      signal.throwIfAborted();
+      const error = asRelightError(thrown);
+      // Without a policy of our own no other source can help.
+      if (error.facts.blame === "self") throw error;
+      const { code } = error;
+      record.sources.push({ endpoint, bytes: 0, pieces: 0, failures: { [code]: 1 }, code });
+      failures.push({ endpoint, error });
     }
   }
+  const [first] = failures;
+  // Where all say the same, that is the reason; the list of sources is in the ledger.
+  if (first !== undefined && failures.every(({ error }) => error.code === first.error.code))
+    throw first.error;
+  const reasons = failures.map(
+    ({ endpoint, error }) => `${endpoint}: ${error.code}: ${error.message}`,
+  );
   throw new RelightError(
     "sources_exhausted",
-    `Cannot fetch the manifest of ${artifact.artifactId.slice(0, 12)}: ${failures.join("; ")}`,
+    `Cannot fetch the manifest of ${artifact.artifactId.slice(0, 12)}: ${reasons.join("; ")}`,
   );
 }
 
 async function fetchFiles(
   order: {
     artifact: ArtifactSources;
-    manifest: SealedManifest;
+    granted: Granted;
     files: readonly ManifestFile[];
     tree: string;
   },
   options: WarmOptions,
 ): Promise<void> {
-  const { artifact, manifest, files, tree } = order;
+  const { artifact, granted, files, tree } = order;
+  const { manifest, statement } = granted;
   const { fetcher, record, signal, clock, random, relay, cache } = options;
   const pieces = listPieces(manifest);
   const wanted = new Set(files);
@@ -170,7 +187,7 @@ async function fetchFiles(
     const file = manifest.files[piece.fileIndex];
     return file !== undefined && wanted.has(file) ? [index] : [];
   });
-  await relay.receiving({ family: cache.family, manifest, staging: into });
+  await relay.receiving({ family: cache.family, manifest, statement, staging: into });
   const pull = startPull({
     fetcher,
     artifactId: manifest.artifactId,

@@ -11,6 +11,7 @@ import { createStaging, installStaged, missingFiles, openRoot, recoverRoot } fro
 import { triton } from "./kinds/triton.ts";
 import { ownPaths, readReceipts, writeJournal } from "./receipt.ts";
 import { seal } from "./seal.ts";
+import { uninstall } from "./uninstall.ts";
 
 const nowMs = 1_790_000_000_000;
 
@@ -51,6 +52,8 @@ function visible(root: string): string[] {
     .map((item) => path.relative(root, path.join(item.parentPath, item.name)))
     .sort();
 }
+
+const allowed = () => true;
 
 function unreadable(): never {
   throw new Error("no receipt should be unreadable");
@@ -161,6 +164,34 @@ describe("installStaged()", () => {
   });
 });
 
+describe("uninstall()", () => {
+  test("removes what it placed, also where only the time was changed, and its receipt", () => {
+    using folder = temporaryFolder();
+    const order = stage(folder);
+    const { receipt } = installStaged(order);
+    for (const name of ["k/kernel.cubin", "k/__grp__kernel.json"])
+      fs.utimesSync(path.join(order.root, name), new Date(), new Date());
+    assert.equal(uninstall(order.root, receipt), 3);
+    assert.deepEqual(visible(order.root), []);
+    assert.deepEqual(readReceipts(order.root, unreadable), []);
+  });
+
+  test("leaves what the engine wrote since under the same name, and what lies behind a link", () => {
+    using folder = temporaryFolder();
+    const order = stage(folder);
+    const { receipt } = installStaged(order);
+    fs.writeFileSync(path.join(order.root, "k/kernel.json"), '{"own": true}');
+    assert.equal(uninstall(order.root, receipt), 2);
+    assert.deepEqual(visible(order.root), ["k/kernel.json"]);
+    const elsewhere = folder.path("elsewhere");
+    fs.cpSync(folder.path("source/k"), elsewhere, { recursive: true });
+    fs.rmSync(path.join(order.root, "k"), { recursive: true });
+    fs.symlinkSync(elsewhere, path.join(order.root, "k"));
+    assert.equal(uninstall(order.root, receipt), 0);
+    assert.equal(fs.readdirSync(elsewhere).length, 3);
+  });
+});
+
 describe("openRoot()", () => {
   test("refuses a file in the cache's place and a link in the place of Relight's folder", () => {
     using folder = temporaryFolder();
@@ -176,7 +207,7 @@ describe("recoverRoot()", () => {
   test("removes the staging of a crash before the journal", () => {
     using folder = temporaryFolder();
     const { root } = stage(folder);
-    assert.equal(recoverRoot(root), false);
+    assert.equal(recoverRoot(root, allowed), false);
     assert.deepEqual(visible(root), []);
     assert.deepEqual(fs.readdirSync(ownPaths(root).staging), []);
   });
@@ -194,9 +225,27 @@ describe("recoverRoot()", () => {
       path.join(order.staging.tree, "k/kernel.json"),
     );
     writeJournal(order.root, { stagingName: path.basename(order.staging.tree), receipt: placed });
-    assert.equal(recoverRoot(order.root), true);
+    assert.equal(recoverRoot(order.root, allowed), true);
     assert.equal(visible(order.root).length, 3);
     assert.deepEqual(readReceipts(order.root, unreadable)[0]?.files.length, 3);
+  });
+
+  test("takes back what a refused journal had placed, and places no more of it", () => {
+    using folder = temporaryFolder();
+    const order = stage(folder);
+    const { receipt } = installStaged(order);
+    fs.mkdirSync(path.join(order.staging.tree, "k"), { recursive: true });
+    fs.renameSync(
+      path.join(order.root, "k/kernel.json"),
+      path.join(order.staging.tree, "k/kernel.json"),
+    );
+    writeJournal(order.root, { stagingName: path.basename(order.staging.tree), receipt });
+    assert.equal(
+      recoverRoot(order.root, () => false),
+      false,
+    );
+    assert.deepEqual(visible(order.root), []);
+    assert.deepEqual(fs.readdirSync(ownPaths(order.root).staging), []);
   });
 
   test("does not trust a journal that names a folder outside its own staging", () => {
@@ -206,7 +255,7 @@ describe("recoverRoot()", () => {
       ownPaths(root).journal,
       JSON.stringify({ stagingName: "../../..", receipt: {} }),
     );
-    assert.equal(recoverRoot(root), false);
+    assert.equal(recoverRoot(root, allowed), false);
     assert.equal(fs.existsSync(ownPaths(root).journal), false);
   });
 });

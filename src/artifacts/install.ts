@@ -9,6 +9,7 @@ import path from "node:path";
 import { RelightError } from "../errors.ts";
 import { listNames, makeFolders } from "../platform/files.ts";
 import { errnoOf, fromNodeError } from "../platform/node-errors.ts";
+import type { TrustReceipt } from "../trust/receipt.ts";
 import type { ManifestFile, SealedManifest } from "./manifest.ts";
 import { placeTree } from "./place.ts";
 import { fromPortable } from "./rebase.ts";
@@ -21,6 +22,7 @@ import {
   writeReceipt,
 } from "./receipt.ts";
 import { checkStructure } from "./structure.ts";
+import { uninstall } from "./uninstall.ts";
 
 /** Installed files are read for the first time when their access time passes this far behind. */
 const accessLagMs = 3_600_000;
@@ -89,6 +91,8 @@ export function installStaged(options: {
   manifest: SealedManifest;
   files: readonly ManifestFile[];
   sources: readonly string[];
+  /** What was proved of it; not given when nobody asked. */
+  trust?: TrustReceipt | null;
   nowMs: number;
 }): Installed {
   const { root, staging, manifest, files, nowMs } = options;
@@ -101,6 +105,7 @@ export function installStaged(options: {
     family: manifest.family,
     installedAtMs: nowMs,
     sources: [...options.sources],
+    trust: options.trust ?? null,
     files: files.map(({ path: name, form, size, digest }) => ({
       path: name,
       form,
@@ -115,14 +120,18 @@ export function installStaged(options: {
 
 /**
  * What a crash left: completes an installation whose journal was written, removes every other staging.
+ * @param isAllowed asked before anything of a journal gets its final name; what a refused one had placed
+ *   already is taken back
  * @returns true when an installation was completed
  */
-export function recoverRoot(root: string): boolean {
+export function recoverRoot(root: string, isAllowed: (receipt: Receipt) => boolean): boolean {
   const { staging } = ownPaths(root);
   const journal = readJournal(root);
   const tree = journal === null ? null : path.join(staging, journal.stagingName);
-  const canFinish = journal !== null && tree !== null && fs.existsSync(tree);
+  const isWanted = journal !== null && isAllowed(journal.receipt);
+  const canFinish = isWanted && tree !== null && fs.existsSync(tree);
   if (canFinish) finish(root, tree, journal.receipt);
+  else if (journal !== null && !isWanted) uninstall(root, journal.receipt);
   removeJournal(root);
   for (const name of listNames(staging))
     fs.rmSync(path.join(staging, name), { recursive: true, force: true });

@@ -10,6 +10,7 @@ import { isDigest } from "../core/digest.ts";
 import { MiB } from "../core/units.ts";
 import { type Code, codes, RelightError } from "../errors.ts";
 import { listNames, readSmall, writeWhole } from "../platform/files.ts";
+import { trustReceiptShape } from "../trust/receipt.ts";
 import { ownFolder, unsafePath } from "./paths.ts";
 
 const bytesMax = 256 * MiB;
@@ -21,6 +22,8 @@ const receiptShape = z.strictObject({
   family: z.string(),
   installedAtMs: z.int(),
   sources: z.array(z.string()),
+  /** Who vouched for it under which policy; null when it was installed without asking. */
+  trust: trustReceiptShape.nullable().default(null),
   /** What was placed, with the modification time it was given (ms): the proof of a hit compares with it. */
   files: z.array(
     z.strictObject({
@@ -65,6 +68,10 @@ export function writeReceipt(root: string, receipt: Receipt): void {
     path.join(ownPaths(root).receipts, `${receipt.artifactId}.json`),
     JSON.stringify(receipt),
   );
+}
+
+export function removeReceipt(root: string, { artifactId }: Receipt): void {
+  fs.rmSync(path.join(ownPaths(root).receipts, `${artifactId}.json`), { force: true });
 }
 
 /** Every readable receipt; one that cannot be read is reported and ignored, never trusted. */

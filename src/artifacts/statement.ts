@@ -15,7 +15,7 @@ import {
   type Verdict,
   type Wanted,
 } from "../trust/decide.ts";
-import { decodeEnvelope, type Envelope, signEnvelope } from "../trust/envelope.ts";
+import { decodeEnvelope, type Envelope, envelopeLimits, signEnvelope } from "../trust/envelope.ts";
 import { collectEvidence, type Evidence } from "../trust/evidence.ts";
 import type { Signer } from "../trust/keys.ts";
 import type { Policy } from "../trust/policy.ts";
@@ -25,12 +25,15 @@ import {
   type Manifest,
   type ManifestFile,
   manifestLimits,
-  sealForeign,
   type SealedManifest,
+  sealForeign,
 } from "./manifest.ts";
 
 /** The media type of in-toto statements. */
 export const statementPayloadType = "application/vnd.in-toto+json";
+/** Of an envelope: its largest payload in base64, and room for signatures with certificates. */
+export const statementBytesMax =
+  4 * Math.ceil(envelopeLimits.payloadBytesMax / 3) + 2 * 1_024 * 1_024;
 const statementType = "https://in-toto.io/Statement/v1";
 const predicateType = "urn:relight:artifact:v1";
 

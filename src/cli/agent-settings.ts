@@ -4,6 +4,7 @@
 import { randomBytes } from "node:crypto";
 import os from "node:os";
 import type { AgentSettings } from "../agent/main.ts";
+import type { TrustSettings } from "../agent/open-trust.ts";
 import type { RunSettings } from "../agent/run.ts";
 import { formatAddress } from "../config/kinds.ts";
 import type { Config } from "../config/schema.ts";
@@ -20,6 +21,16 @@ export function agentSettings(config: Config): AgentSettings {
     threads: config["agent.workers"],
     silenceMsMax: config["agent.silence_max"],
     connectMsMax: config["agent.connect_timeout"],
+    trust: trustSettings(config),
+  };
+}
+
+export function trustSettings(config: Config): TrustSettings {
+  return {
+    mode: config["trust.mode"],
+    folder: config["trust.dir"],
+    policyFile: config["trust.policy"],
+    environment: config["trust.environment"],
   };
 }
 

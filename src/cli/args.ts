@@ -5,7 +5,7 @@
 import type { Setting } from "../config/kinds.ts";
 import { boolean, path } from "../config/kinds.ts";
 import { type FlagValue, readFallback, wrongMessage } from "../config/load.ts";
-import { flagName, shortFlagName } from "../config/names.ts";
+import { flagAliases, flagName, shortFlagName } from "../config/names.ts";
 import { nearestHint } from "../config/nearest.ts";
 import type { Problem } from "../config/problems.ts";
 import { schema } from "../config/schema.ts";
@@ -109,6 +109,8 @@ export function flagTargets(of: {
     const target: Target = { setting, kind: "setting", key };
     targets.set(flagName(key), target);
     if (shortGroups.includes(group)) targets.set(shortFlagName(key), target);
+    for (const [alias, aliased] of Object.entries(flagAliases))
+      if (aliased === key) targets.set(alias, target);
   }
   return targets;
 }

@@ -10,7 +10,7 @@ import { terminalNarrator } from "./narrate.ts";
 import { formatTable } from "./output.ts";
 
 export const command = defineCommand({
-  settings: ["run", "agent", "coordinator", "state", "log"],
+  settings: ["run", "agent", "coordinator", "trust", "state", "log"],
   shortGroups: ["run"],
   run: async ({ config, environment, output, log }) => {
     const agent = agentSettings(config);

@@ -8,7 +8,7 @@ import { defineCommand } from "./command.ts";
 import { terminalNarrator } from "./narrate.ts";
 
 export const command = defineCommand({
-  settings: ["run", "agent", "coordinator", "state", "log"],
+  settings: ["run", "agent", "coordinator", "trust", "state", "log"],
   shortGroups: ["run"],
   run: async ({ config, environment, output, log, signal }) => {
     const agent = agentSettings(config);

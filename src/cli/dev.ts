@@ -10,7 +10,7 @@ import { defineCommand } from "./command.ts";
 import { terminalNarrator } from "./narrate.ts";
 
 export const command = defineCommand({
-  settings: ["coordinator", "agent", "run", "state", "log"],
+  settings: ["coordinator", "agent", "run", "trust", "state", "log"],
   shortGroups: ["coordinator", "run"],
   run: async ({ config, environment, output, log, signal }) => {
     await using coordinator = await startCoordinator({

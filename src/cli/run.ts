@@ -8,7 +8,7 @@ import { defineCommand } from "./command.ts";
 import { terminalNarrator } from "./narrate.ts";
 
 export const command = defineCommand({
-  settings: ["run", "agent", "coordinator", "state", "log"],
+  settings: ["run", "agent", "coordinator", "trust", "state", "log"],
   shortGroups: ["run"],
   takesWords: true,
   handlesSignals: true,

@@ -21,6 +21,9 @@ export function flagName(key: string): string {
   return `--${key.replace(".", "-").replaceAll("_", "-")}`;
 }
 
+/** Flags that are known by a shorter name than their key gives them. */
+export const flagAliases: Readonly<Record<string, string>> = { "--trust": "trust.mode" };
+
 /** `--readers-max` for the commands of its own group. */
 export function shortFlagName(key: string): string {
   return flagName(key.slice(key.indexOf(".") + 1));

@@ -207,6 +207,34 @@ export const schema = {
       "Name of this node towards the coordinator, when it should not be made from the host name.",
   }),
 
+  "trust.mode": choice(["closed", "insecure"], {
+    fallback: "closed",
+    about:
+      "`closed` installs only what authors named by the policy signed. `insecure` installs whatever a peer offers, for experiments on loopback; short `--trust=insecure`.",
+  }),
+  "trust.dir": path({
+    fallback: {
+      about: "trust/ in state.dir",
+      from: (known) => `${known.text("state.dir")}/trust`,
+    },
+    about:
+      "Where this node keeps its key, the newest policy and what forbids going back. Replicas of one owner on one machine share it.",
+  }),
+  "trust.policy": path({
+    fallback: {
+      about: "policy.json in trust.dir",
+      from: (known) => `${known.text("trust.dir")}/policy.json`,
+    },
+    about:
+      "The fleet's policy, signed by its roots; read again when it changes. Without it this machine trusts exactly its own key.",
+  }),
+  "trust.environment": text({
+    fallback: "default",
+    pattern: /^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$/,
+    wants: 'up to 128 letters, digits, ".", "_", "-" and "/"',
+    about: "Name of the environment that this node belongs to; artifacts of another are refused.",
+  }),
+
   "log.level": choice(["debug", "info", "warn", "error", "silent"], {
     fallback: "info",
     about: "Least important event that is written to standard error.",

@@ -13,7 +13,11 @@ export const events = {
   file_changed:
     "A published file is no longer what was sealed; its pieces are refused until it is sealed again.",
   failure: "An operation failed; `code` and `message` say how.",
+  installation_undone:
+    "What an earlier start installed may not be used any more and was removed; `code` says why.",
   store_answers: "The coordinator's store answers again.",
+  trust_insecure:
+    "Trust is switched off: whatever a peer of the same identity offers is installed and run.",
 } as const satisfies Record<string, string>;
 
 export type EventName = keyof typeof events;

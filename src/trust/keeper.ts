@@ -82,6 +82,24 @@ export class TrustKeeper {
   }
 
   /**
+   * A node that so far followed nobody but itself follows others from now on: it joined a fleet.
+   * @param own its own key; a node that follows any other root keeps following it
+   */
+  async adopt(roots: Roots, own: PublicKey, signal: AbortSignal): Promise<void> {
+    await this.#change(signal, (memory, policy) => {
+      const followed = policy?.roots.keys ?? memory?.roots.keys.map(readPublicKey) ?? [];
+      if (followed.some(({ keyId }) => keyId !== own.keyId)) return memory;
+      const keys = roots.keys.map(writePublicKey);
+      return {
+        format: "relight.trust.v1",
+        roots: { threshold: roots.threshold, keys },
+        policy: null,
+        epochs: memory?.epochs ?? {},
+      };
+    });
+  }
+
+  /**
    * Makes an offered policy the present one, durably.
    * @throws RelightError `policy_missing` without roots, else as `acceptPolicy`.
    */

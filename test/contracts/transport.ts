@@ -86,6 +86,25 @@ export function transportContract(name: string, transport: Transport): void {
       assert.deepEqual(piecesOf(await fetcher.have(at, have.size, within())), [0, 2]);
     });
 
+    test("statement() gives the very bytes that were offered, and source_gone where nobody signed", async () => {
+      using tree = makeTree({ kernel: 100 });
+      await using server = await transport.serve({ events: noEvents });
+      await using fetcher = transport.fetcher();
+      const at = addressOf(server, tree);
+      const statement = Buffer.from('{"payload": "with its own  spelling"}');
+      await server.offer({ ...offerOf(tree), statement });
+      assert.deepEqual(await fetcher.statement(at, { bytesMax: MiB }, within()), statement);
+      await assert.rejects(
+        fetcher.statement(at, { bytesMax: statement.length - 1 }, within()),
+        withCode("source_protocol"),
+      );
+      await server.offer(offerOf(tree));
+      await assert.rejects(
+        fetcher.statement(at, { bytesMax: MiB }, within()),
+        withCode("source_gone"),
+      );
+    });
+
     test("a file served from memory is not read from disk", async () => {
       using tree = makeTree({ "__grp__kernel.json": 100 });
       using folder = makeFolder();

@@ -154,6 +154,8 @@ async function startReplica(name: string, coordinator: string): Promise<ChildPro
     `--node-id=${name}`,
     `--cache=jit=${cache}`,
     "--identity=engine=pack-test",
+    // One owner's replicas on one machine share a key, whatever their homes.
+    `--trust-dir=${join(scratch, "trust")}`,
     `--health-url=http://127.0.0.1:${port}/health`,
     "--settle=100ms",
   ];

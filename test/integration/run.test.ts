@@ -37,6 +37,7 @@ async function startReplica(
     `--coordinator-address=${options.coordinator}`,
     `--node-id=${name}`,
     `--state-dir=${state}`,
+    `--trust-dir=${folder.path("trust")}`,
     "--model=test",
     "--families=none",
     `--cache=jit=${cache}`,
@@ -188,6 +189,33 @@ describe("relight run", () => {
     assert.match(process.output(), /drained/);
   });
 
+  test("gives the engine nothing that tells where keys lie or how to join", async () => {
+    using folder = temporaryFolder();
+    const trust = folder.path("trust");
+    await using process = relight(
+      [
+        "run",
+        `--state-dir=${folder.path("state")}`,
+        "--install=false",
+        "--families=none",
+        `--cache=x=${folder.path("cache")}`,
+        "--",
+        "sh",
+        "-c",
+        "env; for each in /proc/self/fd/*; do readlink $each; done; echo END",
+      ],
+      { RELIGHT_TRUST_DIR: trust, RELIGHT_TRUST_ENVIRONMENT: "production", KEPT: "yes" },
+    );
+    assert.equal(await process.exited, 0);
+    await process.drained;
+    assert.match(process.output(), /^KEPT=yes$/m);
+    assert.match(process.output(), /^END$/m);
+    assert.doesNotMatch(process.output(), /RELIGHT_TRUST/);
+    assert.ok(fs.existsSync(path.join(trust, "author.pem")), "the agent has its key");
+    assert.doesNotMatch(process.output(), /author\.pem/);
+    assert.equal(fs.statSync(path.join(trust, "author.pem")).mode & 0o777, 0o600);
+  });
+
   test("a replica killed with SIGKILL is not offered five seconds later", async () => {
     using folder = temporaryFolder();
     await using coordinator = await startTestCoordinator(folder.path("store"));
@@ -201,6 +229,7 @@ describe("relight run", () => {
         "fetch",
         `--coordinator-address=${coordinator.address}`,
         `--state-dir=${folder.path("d")}`,
+        `--trust-dir=${folder.path("trust")}`,
         "--model=test",
         "--families=none",
         `--cache=jit=${folder.path("d/cache")}`,
