@@ -11,9 +11,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { describe, test } from "node:test";
-import type { AgentArguments } from "./weights-agent.ts";
+import { type AgentArguments, TestAgent } from "./weights-agent.ts";
 import type { TensorSpec } from "./weights-engine.ts";
-import type { EngineArguments, EngineCommand } from "./weights-engine-process.ts";
+import {
+  type EngineAnswer,
+  type EngineArguments,
+  type EngineCommand,
+  type EngineFailure,
+  ObedientEngine,
+} from "./weights-engine-process.ts";
 
 export interface WeightsContractOptions {
   readonly backend: "cuda" | "fake";
@@ -32,12 +38,6 @@ interface Loaded {
   readonly failures: readonly { readonly source: string; readonly code: string }[];
 }
 
-interface Failed {
-  readonly code: string;
-  readonly message: string;
-  readonly details: Readonly<Record<string, unknown>>;
-}
-
 /** 1 MiB, so that a slowed copy can be met in its middle. */
 const large: readonly TensorSpec[] = Array.from({ length: 16 }, (_, index) => ({
   name: `layers.${index}`,
@@ -54,9 +54,10 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
       for (const isReversed of [false, true]) {
         test(`a target gets every tensor by ${sharing}, laid out alike: ${!isReversed}`, async () => {
           await world(async ({ agent, engine }) => {
-            const [from, to] = [await agent("a"), await agent("b")];
-            const source = await engine(from, { sharing });
-            const target = await engine(to, { sharing, isReversed, isTarget: true });
+            const [from, to] = [agent("a"), agent("b")];
+            const isProcess = !isReversed;
+            const source = engine(from, { sharing, isProcess });
+            const target = engine(to, { sharing, isReversed, isTarget: true, isProcess });
             await source.ask({ do: "fill", salt: "one" });
             await source.ask({ do: "publish" });
             await target.ask({ do: "poison" });
@@ -72,18 +73,18 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
 
     test("a verified target is a source at once: a chain of three, and two targets at a time", async () => {
       await world(async ({ agent, engine }) => {
-        const [first, second] = [await agent("a"), await agent("b")];
-        const source = await engine(first, {});
+        const [first, second] = [agent("a"), agent("b")];
+        const source = engine(first, { isProcess: true });
         await source.ask({ do: "fill", salt: "chain" });
         await source.ask({ do: "publish" });
-        const next = await engine(second, { isTarget: true, isReversed: true });
+        const next = engine(second, { isTarget: true, isReversed: true });
         await next.ask(loadFrom(first));
         await source.kill();
-        const [third, fourth] = [await agent("c"), await agent("d")];
-        const last = await Promise.all([
+        const [third, fourth] = [agent("c"), agent("d")];
+        const last = [
           engine(third, { isTarget: true }),
           engine(fourth, { isTarget: true, isReversed: true }),
-        ]);
+        ];
         await Promise.all(last.map((one) => one.ask(loadFrom(second))));
         for (const one of last) {
           assert.deepEqual(await one.ask({ do: "differing", salt: "chain" }), []);
@@ -93,14 +94,14 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
 
     test("same shapes with other values are refused when a content is demanded", async () => {
       await world(async ({ agent, engine }) => {
-        const [right, wrong, to] = [await agent("a"), await agent("b"), await agent("c")];
-        const source = await engine(right, {});
+        const [right, wrong, to] = [agent("a"), agent("b"), agent("c")];
+        const source = engine(right, {});
         await source.ask({ do: "fill", salt: "right" });
         const { content } = await source.ask<Loaded>({ do: "publish" });
-        const other = await engine(wrong, {});
+        const other = engine(wrong, {});
         await other.ask({ do: "fill", salt: "wrong" });
         await other.ask({ do: "publish" });
-        const target = await engine(to, { isTarget: true });
+        const target = engine(to, { isTarget: true });
         const only = await target.fail({ do: "load", sources: [wrong.socket], content });
         assert.equal(only.code, "sources_exhausted");
         assert.equal(only.details["mutated"], false);
@@ -116,15 +117,15 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
 
     test("tensors that fail their digest come from another source, the others are kept", async () => {
       await world(async ({ agent, engine }) => {
-        const [bad, good, to] = [await agent("a"), await agent("b"), await agent("c")];
-        const [one, other] = [await engine(bad, {}), await engine(good, {})];
+        const [bad, good, to] = [agent("a"), agent("b"), agent("c")];
+        const [one, other] = [engine(bad, {}), engine(good, {})];
         for (const source of [one, other]) {
           await source.ask({ do: "fill", salt: "x" });
           await source.ask({ do: "publish" });
         }
         // Behind its agent's back: the manifest still promises the old values.
         await one.ask({ do: "write", tensor: "gate_up", salt: "flipped" });
-        const target = await engine(to, { isTarget: true });
+        const target = engine(to, { isTarget: true });
         const loaded = await target.ask<Loaded>({
           do: "load",
           sources: [bad.socket, good.socket],
@@ -141,12 +142,12 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
 
     test("with nobody left the load fails, says that memory was written, and names the tensor", async () => {
       await world(async ({ agent, engine }) => {
-        const [bad, to] = [await agent("a"), await agent("b")];
-        const source = await engine(bad, {});
+        const [bad, to] = [agent("a"), agent("b")];
+        const source = engine(bad, {});
         await source.ask({ do: "fill", salt: "x" });
         await source.ask({ do: "publish" });
         await source.ask({ do: "write", tensor: "down", salt: "flipped" });
-        const target = await engine(to, { isTarget: true });
+        const target = engine(to, { isTarget: true });
         const failed = await target.fail(loadFrom(bad));
         assert.equal(failed.code, "sources_exhausted");
         assert.equal(failed.details["mutated"], true);
@@ -156,25 +157,25 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
 
     test("a draft and its target on one agent, and two pipeline stages, do not meet", async () => {
       await world(async ({ agent, engine }) => {
-        const [from, to] = [await agent("a"), await agent("b")];
+        const [from, to] = [agent("a"), agent("b")];
         const coordinates = [
           { role: "target" },
           { role: "draft" },
           { pipeline: { rank: 1, size: 2 } },
         ] as const;
         for (const [index, coordinate] of coordinates.entries()) {
-          const source = await engine(from, { coordinate });
+          const source = engine(from, { coordinate });
           await source.ask({ do: "fill", salt: `part ${index}` });
           await source.ask({ do: "publish" });
         }
         for (const [index, coordinate] of coordinates.entries()) {
-          const target = await engine(to, { coordinate, isTarget: true });
+          const target = engine(to, { coordinate, isTarget: true });
           await target.ask(loadFrom(from));
           assert.deepEqual(await target.ask({ do: "differing", salt: `part ${index}` }), []);
         }
-        const again = await engine(from, { coordinate: { role: "draft" } });
+        const again = engine(from, { coordinate: { role: "draft" } });
         assert.equal((await again.fail({ do: "publish" })).code, "conflict");
-        const stranger = await engine(to, { coordinate: { tensor: { rank: 1, size: 2 } } });
+        const stranger = engine(to, { coordinate: { tensor: { rank: 1, size: 2 } } });
         const failed = await stranger.fail(loadFrom(from));
         assert.equal(failed.code, "sources_exhausted");
         assert.match(failed.message, /nothing was published for it/);
@@ -183,14 +184,14 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
 
     test("an engine that updates its weights publishes them anew, as another generation", async () => {
       await world(async ({ agent, engine }) => {
-        const [from, to] = [await agent("a"), await agent("b")];
-        const source = await engine(from, {});
+        const [from, to] = [agent("a"), agent("b")];
+        const source = engine(from, {});
         await source.ask({ do: "fill", salt: "old" });
         const old = await source.ask<Loaded>({ do: "publish" });
         const renewed = await source.ask<Loaded>({ do: "update", key: old.key, salt: "new" });
         assert.equal(renewed.generation, old.generation + 1);
         assert.notEqual(renewed.content, old.content);
-        const target = await engine(to, { isTarget: true });
+        const target = engine(to, { isTarget: true });
         assert.equal((await target.ask<Loaded>(loadFrom(from))).content, renewed.content);
         assert.deepEqual(await target.ask({ do: "differing", salt: "new" }), []);
       });
@@ -198,14 +199,14 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
 
     test("a source whose engine was killed before the read is replaced by another", async () => {
       await world(async ({ agent, engine }) => {
-        const [dead, live, to] = [await agent("a"), await agent("b"), await agent("c")];
-        const [one, other] = [await engine(dead, {}), await engine(live, {})];
+        const [dead, live, to] = [agent("a"), agent("b"), agent("c")];
+        const [one, other] = [engine(dead, { isProcess: true }), engine(live, {})];
         for (const source of [one, other]) {
           await source.ask({ do: "fill", salt: "x" });
           await source.ask({ do: "publish" });
         }
         await one.kill();
-        const target = await engine(to, { isTarget: true });
+        const target = engine(to, { isTarget: true });
         const sources = [dead.socket, live.socket];
         const loaded = await target.ask<Loaded>({ do: "load", sources, content: null });
         assert.deepEqual(loaded.sources, [live.socket]);
@@ -216,13 +217,15 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
 
     test("an agent that was killed, and one that accepts and never answers, cost a bounded time", async () => {
       await world(async ({ agent, engine, directory }) => {
-        const [dead, live, to] = [await agent("a"), await agent("b"), await agent("c")];
-        const source = await engine(live, {});
+        const dead = agent("a", { isProcess: true });
+        const [live, to] = [agent("b"), agent("c")];
+        const source = engine(live, {});
         await source.ask({ do: "fill", salt: "x" });
         await source.ask({ do: "publish" });
+        await dead.ready;
         await dead.kill();
         const silent = createServer().listen(join(directory, "silent"));
-        const target = await engine(to, { isTarget: true });
+        const target = engine(to, { isTarget: true });
         const sources = [dead.socket, join(directory, "silent"), live.socket];
         const loaded = await target.ask<Loaded>({ do: "load", sources, content: null });
         const codes = loaded.failures.map(({ code }) => code);
@@ -238,44 +241,46 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
 
     test("a killed target gives its lease back, and the source goes on serving", async () => {
       await world(async ({ agent, engine }) => {
-        const from = await agent("a", { readersMax: 1 });
-        const [first, second] = [await agent("b", slow(backend)), await agent("c")];
-        const source = await engine(from, { tensors: large });
+        const from = agent("a", { readersMax: 1 });
+        const first = agent("b", { ...slow(backend), isProcess: true });
+        const second = agent("c");
+        const source = engine(from, { tensors: large });
         await source.ask({ do: "fill", salt: "x" });
         await source.ask({ do: "publish" });
-        const doomed = await engine(first, { tensors: large, isTarget: true });
+        const doomed = engine(first, { tensors: large, isTarget: true, isProcess: true });
+        const blocked = engine(second, { tensors: large, isTarget: true });
+        await Promise.all([doomed.ready, blocked.ready]);
         const never = doomed.ask(loadFrom(from)).catch(() => "killed");
+        await pause(100);
+        // A GPU may have finished by now; the fake needs a second.
         if (backend === "fake") {
-          const blocked = await engine(second, { tensors: large, isTarget: true });
           const busy = await untilFailed(blocked, loadFrom(from));
           assert.match(busy.message, /as many readers as it admits/);
         }
         await first.kill();
         await doomed.kill();
         await never;
-        const target = await engine(second, { tensors: large, isTarget: true });
-        await untilLoaded(target, loadFrom(from));
-        assert.deepEqual(await target.ask({ do: "differing", salt: "x" }), []);
+        await untilLoaded(blocked, loadFrom(from));
+        assert.deepEqual(await blocked.ask({ do: "differing", salt: "x" }), []);
         assert.deepEqual(await source.ask({ do: "differing", salt: "x" }), []);
       });
     });
 
     test("a source killed in the middle of the read: what verified stays, the rest comes from another", async () => {
       await world(async ({ agent, engine }) => {
-        const [dying, live] = [await agent("a"), await agent("b")];
-        const to = await agent("c", slow(backend));
-        const [one, other] = [
-          await engine(dying, { tensors: large }),
-          await engine(live, { tensors: large }),
-        ];
+        const dying = agent("a", { isProcess: true });
+        const [live, to] = [agent("b"), agent("c", slow(backend))];
+        const one = engine(dying, { tensors: large, isProcess: true });
+        const other = engine(live, { tensors: large });
         for (const source of [one, other]) {
           await source.ask({ do: "fill", salt: "x" });
           await source.ask({ do: "publish" });
         }
-        const target = await engine(to, { tensors: large, isTarget: true });
+        const target = engine(to, { tensors: large, isTarget: true });
         const sources = [dying.socket, live.socket];
+        await target.ready;
         const loading = target.ask<Loaded>({ do: "load", sources, content: null });
-        await pause(200);
+        await pause(300);
         await one.kill();
         await dying.kill();
         await loading;
@@ -285,14 +290,15 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
 
     test("a source that changes in the middle of the read is read again, whole", async () => {
       await world(async ({ agent, engine }) => {
-        const from = await agent("a");
-        const to = await agent("b", slow(backend));
-        const source = await engine(from, { tensors: large });
+        const from = agent("a");
+        const to = agent("b", slow(backend));
+        const source = engine(from, { tensors: large });
         await source.ask({ do: "fill", salt: "old" });
         const { key } = await source.ask<Loaded>({ do: "publish" });
-        const target = await engine(to, { tensors: large, isTarget: true });
+        const target = engine(to, { tensors: large, isTarget: true });
+        await target.ready;
         const loading = target.ask<Loaded>(loadFrom(from));
-        await pause(200);
+        await pause(300);
         const renewed = await source.ask<Loaded>({ do: "update", key, salt: "new" });
         const loaded = await loading;
         const salt = loaded.content === renewed.content ? "new" : "old";
@@ -304,7 +310,7 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
 
     test("a load without a source, and one whose only source is not there, say so", async () => {
       await world(async ({ agent, engine }) => {
-        const target = await engine(await agent("a"), {});
+        const target = engine(agent("a"), {});
         const none = await target.fail({ do: "load", sources: [], content: null });
         assert.equal(none.code, "no_source");
         const failed = await target.fail({ do: "load", sources: ["/nowhere"], content: null });
@@ -315,7 +321,7 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
   });
 }
 
-function loadFrom(agent: Process): EngineCommand {
+function loadFrom(agent: Part): EngineCommand {
   return { do: "load", sources: [agent.socket], content: null };
 }
 
@@ -327,35 +333,57 @@ function slow(backend: "cuda" | "fake"): Partial<AgentArguments> {
 
 interface World {
   readonly directory: string;
-  agent(name: string, over?: Partial<AgentArguments>): Promise<Process>;
-  engine(agent: Process, over: EngineOver): Promise<Process>;
+  agent(name: string, over?: Partial<AgentArguments> & WhereOver): Part;
+  engine(agent: Part, over: EngineOver): Part;
 }
 
-type EngineOver = Partial<EngineArguments> & { readonly isTarget?: boolean };
+/** The fake runs in the test's process unless a test kills it or is about processes. */
+interface WhereOver {
+  readonly isProcess?: boolean;
+}
+
+type EngineOver = Partial<EngineArguments> & WhereOver & { readonly isTarget?: boolean };
 
 async function inWorld(
   { backend, deviceCount }: { backend: "cuda" | "fake"; deviceCount: number },
   run: (world: World) => Promise<void>,
 ): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), "relight-w-"));
-  const started: Process[] = [];
-  const start = async (script: string, given: object, socket: string) => {
-    const process = await Process.start(script, given, socket);
-    started.push(process);
-    return process;
+  const started: Part[] = [];
+  const start = (part: Part) => {
+    started.push(part);
+    return part;
   };
   try {
     await run({
       directory,
-      agent: (name, over = {}) => {
+      agent: (name, { isProcess, ...over } = {}) => {
         const socket = join(directory, name);
-        return start("weights-agent.ts", { backend, socket, directory, ...over }, socket);
+        const given = { backend, socket, directory, ...over };
+        if (backend === "fake" && isProcess !== true) {
+          return start(new LocalPart(socket, async () => new TestAgent(given)));
+        }
+        const after = Promise.resolve();
+        return start(new ProcessPart("weights-agent.ts", { given, socket, after }));
       },
-      engine: (agent, { isTarget, ...over }) => {
+      engine: (agent, { isTarget, isProcess, ...over }) => {
         const ordinal = isTarget === true ? deviceCount - 1 : 0;
-        const fixed = { backend, directory, agent: agent.socket, ordinal, tensors: null };
-        const shape = { sharing: "ipc", isReversed: false, allocationCount: 3, ...over };
-        return start("weights-engine-process.ts", { ...fixed, ...shape }, "");
+        const given: EngineArguments = {
+          backend,
+          directory,
+          agent: agent.socket,
+          ordinal,
+          tensors: null,
+          sharing: "ipc",
+          isReversed: false,
+          allocationCount: 3,
+          ...over,
+        };
+        if (backend === "fake" && isProcess !== true) {
+          return start(new LocalPart("", () => agent.ready.then(() => ObedientEngine.open(given))));
+        }
+        const options = { given, socket: "", after: agent.ready };
+        return start(new ProcessPart("weights-engine-process.ts", options));
       },
     });
   } finally {
@@ -364,63 +392,99 @@ async function inWorld(
   }
 }
 
-class Process {
+/** An agent or an engine, wherever it runs. */
+abstract class Part {
   readonly socket: string;
-  readonly #child: ChildProcess;
-  readonly #lines: AsyncIterator<string>;
+  /** Rejects when it ends before it is ready. */
+  abstract readonly ready: Promise<void>;
 
-  private constructor(child: ChildProcess, lines: AsyncIterator<string>, socket: string) {
-    this.#child = child;
-    this.#lines = lines;
+  constructor(socket: string) {
     this.socket = socket;
   }
 
-  static async start(script: string, given: object, socket: string): Promise<Process> {
-    const child = spawn(
-      process.execPath,
-      [join(import.meta.dirname, script), JSON.stringify(given)],
-      { stdio: ["pipe", "pipe", "inherit"] },
-    );
-    child.stdin.on("error", () => undefined); // A killed child takes no more commands.
-    const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
-    const first = await lines.next();
-    assert.equal(first.value, "ready", `${script} did not start`);
-    return new Process(child, lines, socket);
-  }
-
   async ask<Value>(command: EngineCommand): Promise<Value> {
-    const answer = await this.#send(command);
+    const answer = await this.try(command);
     assert.ok("value" in answer, `${command.do}: ${JSON.stringify(answer)}`);
     return answer.value as Value;
   }
 
-  async fail(command: EngineCommand): Promise<Failed> {
-    const answer = await this.#send(command);
+  async fail(command: EngineCommand): Promise<EngineFailure> {
+    const answer = await this.try(command);
     assert.ok("error" in answer, `${command.do} did not fail`);
     return answer.error;
   }
 
-  async try(command: EngineCommand): Promise<{ value: unknown } | { error: Failed }> {
-    return await this.#send(command);
+  abstract try(command: EngineCommand): Promise<EngineAnswer>;
+  abstract kill(): Promise<void>;
+}
+
+/** In a process of its own, which is what a kill needs, and two contexts on one GPU. */
+class ProcessPart extends Part {
+  override readonly ready: Promise<void>;
+  readonly #child: Promise<ChildProcess>;
+  #lines: AsyncIterator<string> | null = null;
+
+  /** @param after what must be ready before; processes start beside one another otherwise */
+  constructor(script: string, options: { given: object; socket: string; after: Promise<void> }) {
+    super(options.socket);
+    const words = [join(import.meta.dirname, script), JSON.stringify(options.given)];
+    this.#child = options.after.then(() => {
+      const child = spawn(process.execPath, words, { stdio: ["pipe", "pipe", "inherit"] });
+      child.stdin.on("error", () => undefined); // A killed child takes no more commands.
+      this.#lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+      return child;
+    });
+    this.ready = this.#child.then(async () => {
+      const first = await this.#lines?.next();
+      assert.equal(first?.value, "ready", `${script} did not start`);
+    });
+    this.ready.catch(() => undefined); // Told to whoever asks it something.
   }
 
-  async kill(): Promise<void> {
-    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
-    const ended = once(this.#child, "exit");
-    this.#child.kill("SIGKILL");
+  override async try(command: EngineCommand): Promise<EngineAnswer> {
+    await this.ready;
+    const child = await this.#child;
+    child.stdin?.write(`${JSON.stringify(command)}\n`);
+    const { value, done } = (await this.#lines?.next()) ?? { value: "", done: true };
+    if (done === true) throw new Error("the process has ended");
+    return JSON.parse(value) as EngineAnswer;
+  }
+
+  override async kill(): Promise<void> {
+    const child = await this.#child.catch(() => null);
+    if (child === null || child.exitCode !== null || child.signalCode !== null) return;
+    const ended = once(child, "exit");
+    child.kill("SIGKILL");
     await ended;
   }
+}
 
-  async #send(command: EngineCommand): Promise<{ value: unknown } | { error: Failed }> {
-    this.#child.stdin?.write(`${JSON.stringify(command)}\n`);
-    const { value, done } = await this.#lines.next();
-    if (done === true) throw new Error("the process has ended");
-    return JSON.parse(value) as { value: unknown } | { error: Failed };
+/** In the test's process, which is ten times as quick to start; the sockets between are real. */
+class LocalPart extends Part {
+  override readonly ready: Promise<void>;
+  readonly #part: Promise<ObedientEngine | TestAgent>;
+
+  constructor(socket: string, open: () => Promise<ObedientEngine | TestAgent>) {
+    super(socket);
+    this.#part = open();
+    this.ready = this.#part.then(() => undefined);
+    this.ready.catch(() => undefined);
+  }
+
+  override async try(command: EngineCommand): Promise<EngineAnswer> {
+    const part = await this.#part;
+    assert.ok(part instanceof ObedientEngine, "an agent takes no commands");
+    return await part.answer(command);
+  }
+
+  override async kill(): Promise<void> {
+    const part = await this.#part.catch(() => null);
+    await part?.[Symbol.asyncDispose]();
   }
 }
 
 /** The lease is taken a moment after the command; until then a second reader is let in. */
-async function untilFailed(engine: Process, command: EngineCommand): Promise<Failed> {
+async function untilFailed(engine: Part, command: EngineCommand): Promise<EngineFailure> {
   for (let round = 0; round < 50; round += 1) {
     const answer = await engine.try(command);
     if ("error" in answer) return answer.error;
@@ -429,7 +493,7 @@ async function untilFailed(engine: Process, command: EngineCommand): Promise<Fai
 }
 
 /** A killed process is noticed by its connection's end, a moment later. */
-async function untilLoaded(engine: Process, command: EngineCommand): Promise<void> {
+async function untilLoaded(engine: Part, command: EngineCommand): Promise<void> {
   for (let round = 0; round < 50; round += 1) {
     if ("value" in (await engine.try(command))) return;
     await pause(20);
