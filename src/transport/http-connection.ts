@@ -4,9 +4,13 @@
 // (docs/adr), and memory that no source can make grow. Deadlines are checked from outside.
 
 import net from "node:net";
+import tls, { type SecureContext } from "node:tls";
+import { isLoopback } from "../core/loopback.ts";
 import { KiB } from "../core/units.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import { errnoOf } from "../platform/node-errors.ts";
+import { isSpiffeId } from "../trust/pattern.ts";
+import { checkServer, type TlsIdentity } from "../trust/tls.ts";
 import { parseHead, type ResponseHead } from "./http-head.ts";
 import type { FetchLimits } from "./transport.ts";
 
@@ -19,6 +23,12 @@ export interface BodySink {
   /** How many bytes of `body` it wants to see at once before it can go on; a hint for the next read. */
   readonly wantedBytes: number;
   end(): void;
+}
+
+/** What we show of ourselves to sources that speak TLS. */
+export interface ClientIdentity {
+  readonly identity: TlsIdentity;
+  readonly context: SecureContext;
 }
 
 interface Exchange {
@@ -56,30 +66,24 @@ export class Connection {
   /** `buffer` belongs to the connection until `onClosed` is called; the longest part must fit into it. */
   constructor(
     endpoint: string,
-    options: { buffer: Buffer; limits: FetchLimits; onClosed: (buffer: Buffer) => void },
+    options: {
+      buffer: Buffer;
+      limits: FetchLimits;
+      tls: ClientIdentity | null;
+      onClosed: (buffer: Buffer) => void;
+    },
   ) {
     this.endpoint = endpoint;
     this.#buffer = options.buffer;
     this.#limits = options.limits;
-    const { hostname, port } = parseEndpoint(endpoint);
-    this.#socket = net.connect({
-      host: hostname,
-      port,
-      noDelay: true,
-      onread: {
-        buffer: () => this.#room(),
-        callback: (bytes) => {
-          this.#received(bytes);
-          return true;
-        },
-      },
-    });
-    this.#socket.on("connect", () => {
+    const at = parseEndpoint(endpoint);
+    this.#socket = at.peer === null ? this.#openPlain(at) : this.#openTls(at, at.peer, options.tls);
+    this.#socket.on(at.peer === null ? "connect" : "secureConnect", () => {
       this.#isConnected = true;
       this.#beganMs = performance.now();
     });
     this.#socket.on("end", () => this.#lost("closed the connection"));
-    this.#socket.on("error", (error) => this.#lost(errnoOf(error) || "an error", error));
+    this.#socket.on("error", (error) => this.#broken(error));
     this.#socket.on("close", () => {
       this.#lost("closed the connection");
       options.onClosed(this.#buffer);
@@ -143,6 +147,61 @@ export class Connection {
     this.#beganMs += ms;
     this.#sinceMs += ms;
     this.#windowMs += ms;
+  }
+
+  #openPlain({ hostname, port }: Endpoint): net.Socket {
+    if (!isLoopback(hostname)) {
+      throw this.#unreachable("it speaks plaintext beyond loopback, want https and a certificate");
+    }
+    return net.connect({
+      host: hostname,
+      port,
+      noDelay: true,
+      onread: {
+        buffer: () => this.#room(),
+        callback: (bytes) => {
+          this.#received(bytes);
+          return true;
+        },
+      },
+    });
+  }
+
+  /** A TLS socket does not read into a given buffer: what it decrypted is copied there. */
+  #openTls({ hostname, port }: Endpoint, peer: string, own: ClientIdentity | null): net.Socket {
+    if (own === null) throw this.#unreachable("we have no certificate to show to it");
+    const socket = tls.connect({
+      host: hostname,
+      port,
+      secureContext: own.context,
+      // OpenSSL looks at the chain, this at who it is; a host's name proves nothing here.
+      checkServerIdentity: checkServer(own.identity, { wanted: peer, now: Date.now }),
+    });
+    socket.setNoDelay(true);
+    socket.on("data", (bytes: Buffer) => this.#copyIn(bytes));
+    return socket;
+  }
+
+  #copyIn(bytes: Buffer): void {
+    for (let at = 0; at < bytes.length && this.#failure === null; ) {
+      const copied = bytes.copy(this.#room(), 0, at);
+      at += copied;
+      this.#received(copied);
+    }
+  }
+
+  #broken(error: Error): void {
+    // Our own judgement of whom we met, or OpenSSL's: its codes are words, those of sockets are not.
+    if (error instanceof RelightError) this.fail(error);
+    else if (/^(ERR_(SSL|TLS)_|[A-Z]+_)/.test(errnoOf(error)))
+      this.fail(
+        this.#error(
+          "certificate_invalid",
+          `Cannot agree on TLS with source ${this.endpoint}: ${errnoOf(error)}`,
+          error,
+        ),
+      );
+    else this.#lost(errnoOf(error) || "an error", error);
   }
 
   /** Where the next read goes. */
@@ -241,7 +300,7 @@ export class Connection {
   }
 
   #error(
-    code: "source_unreachable" | "source_stalled" | "source_protocol",
+    code: "source_unreachable" | "source_stalled" | "source_protocol" | "certificate_invalid",
     message: string,
     cause?: unknown,
   ): RelightError {
@@ -249,23 +308,37 @@ export class Connection {
   }
 }
 
-/** @throws RelightError `source_protocol` for anything but `http://host:port`. */
-export function parseEndpoint(endpoint: string): { hostname: string; host: string; port: number } {
+interface Endpoint {
+  readonly hostname: string;
+  /** For the Host header. */
+  readonly host: string;
+  readonly port: number;
+  /** Whom to expect, as the coordinator told; null where plaintext is spoken. */
+  readonly peer: string | null;
+}
+
+/**
+ * `http://host:port`, or `https://host:port#ID` where ID is the SPIFFE id that the source must prove.
+ * @throws RelightError `source_protocol` for anything else.
+ */
+export function parseEndpoint(endpoint: string): Endpoint {
   const url = URL.canParse(endpoint) ? new URL(endpoint) : null;
-  const isPlain =
+  const isForm =
     url !== null &&
-    url.protocol === "http:" &&
     url.pathname === "/" &&
     url.search === "" &&
-    url.hash === "" &&
     url.username === "" &&
     url.password === "";
-  if (!isPlain) {
+  const peer = url?.hash.slice(1) ?? "";
+  const isPlain = url?.protocol === "http:" && peer === "";
+  const isSecure = url?.protocol === "https:" && isSpiffeId(peer);
+  if (!isForm || !(isPlain || isSecure)) {
     throw new RelightError(
       "source_protocol",
-      `Cannot use endpoint "${endpoint.slice(0, 100)}": want http://host:port`,
+      `Cannot use endpoint "${endpoint.slice(0, 100)}": want http://host:port or https://host:port#ID`,
     );
   }
   const hostname = url.hostname.replace(/^\[(.*)\]$/, "$1");
-  return { hostname, host: url.host, port: Number(url.port || "80") };
+  const port = Number(url.port || (isSecure ? "443" : "80"));
+  return { hostname, host: url.host, port, peer: isSecure ? peer : null };
 }

@@ -2,11 +2,14 @@
 // What the fetcher's threads say to each other.
 
 import type { Hex32 } from "../core/digest.ts";
+import type { TlsMaterial } from "../trust/tls-material.ts";
 import type { FetchLimits, SourceAddress } from "./transport.ts";
 import type { PlainError } from "./worker.ts";
 
 export interface FetcherWorkerData {
   readonly limits: FetchLimits;
+  /** What we show to sources; null where every source is on loopback. */
+  readonly tls: TlsMaterial | null;
 }
 
 /** Columns instead of objects: an order of a thousand pieces crosses threads as six values. */
@@ -35,7 +38,8 @@ export type ToFetcher =
       readonly at: SourceAddress;
       readonly order: PackedOrder;
     }
-  | { readonly type: "cancel"; readonly id: number };
+  | { readonly type: "cancel"; readonly id: number }
+  | { readonly type: "renew"; readonly tls: TlsMaterial };
 
 export type FromFetcher =
   | { readonly type: "gathered"; readonly id: number; readonly bytes: Uint8Array }

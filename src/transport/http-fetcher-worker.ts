@@ -2,12 +2,15 @@
 // One thread of the fetcher: connections to sources, kept open between orders; hashing and writing.
 // It decides nothing about which source or when to try again.
 
+import { createSecureContext } from "node:tls";
 import { parentPort, workerData } from "node:worker_threads";
 import { chunkBytes, formatRanges, PieceSet } from "../core/pieces.ts";
 import { MiB } from "../core/units.ts";
 import { asRelightError, assert, RelightError } from "../errors.ts";
+import { secureContextOptions } from "../trust/tls.ts";
+import { type TlsMaterial, tlsIdentity } from "../trust/tls-material.ts";
 import { BufferPool } from "./buffer-pool.ts";
-import { type BodySink, Connection } from "./http-connection.ts";
+import { type BodySink, type ClientIdentity, Connection } from "./http-connection.ts";
 import type {
   FetcherWorkerData,
   FromFetcher,
@@ -28,21 +31,23 @@ const idleMax = 16;
 
 assert(parentPort !== null, "the piece fetcher runs as a worker thread");
 const parent = parentPort;
-const { limits } = workerData as FetcherWorkerData;
+const { limits, tls } = workerData as FetcherWorkerData;
 // A whole frame must fit, and a read's worth of the next one beside it.
 const pool = new BufferPool({ bufferBytes: chunkBytes + frameBytes + MiB, keptMax: idleMax });
 const active = new Map<number, Connection>();
 const cancelled = new Set<number>();
+let own = tls === null ? null : clientIdentity(tls);
 let idle: Connection[] = [];
 let lastCheckMs = performance.now();
 
 parent.on("message", (message: ToFetcher) => {
   if (message.type === "cancel") cancel(message.id);
+  else if (message.type === "renew") renew(message.tls);
   else void perform(message);
 });
 setInterval(checkDeadlines, checkMs);
 
-async function perform(message: Exclude<ToFetcher, { type: "cancel" }>): Promise<void> {
+async function perform(message: Exclude<ToFetcher, { type: "cancel" | "renew" }>): Promise<void> {
   const { id } = message;
   try {
     if (message.type === "gather") await gather(message);
@@ -119,11 +124,24 @@ async function runOn(
 }
 
 function open(endpoint: string): Connection {
+  const buffer = pool.take();
   return new Connection(endpoint, {
-    buffer: pool.take(),
+    buffer,
     limits,
+    tls: own,
     onClosed: (buffer) => pool.give(buffer),
   });
+}
+
+function clientIdentity(material: TlsMaterial): ClientIdentity {
+  const identity = tlsIdentity(material);
+  return { identity, context: createSecureContext(secureContextOptions(identity)) };
+}
+
+/** For connections from now on; those under way were agreed on while the old certificate counted. */
+function renew(material: TlsMaterial): void {
+  own = clientIdentity(material);
+  for (const connection of idle.splice(0)) connection.fail(cancellation());
 }
 
 function keep(connection: Connection): void {

@@ -5,7 +5,13 @@
 import type { Worker } from "node:worker_threads";
 import { PieceSet } from "../core/pieces.ts";
 import { assert, RelightError } from "../errors.ts";
-import type { FromFetcher, PackedOrder, ToFetcher } from "./http-fetcher-messages.ts";
+import type { TlsMaterial } from "../trust/tls-material.ts";
+import type {
+  FetcherWorkerData,
+  FromFetcher,
+  PackedOrder,
+  ToFetcher,
+} from "./http-fetcher-messages.ts";
 import {
   type FetchLimits,
   fetchLimits,
@@ -19,22 +25,34 @@ import { fromPlainError, startWorker } from "./worker.ts";
 export interface HttpFetcherOptions {
   readonly threads?: number;
   readonly limits?: Partial<FetchLimits>;
+  /** What is shown to sources; without it only sources on loopback can be read from. */
+  readonly tls?: TlsMaterial | null;
 }
 
-export function startHttpFetcher(options: HttpFetcherOptions = {}): PieceFetcher {
-  return new HttpFetcher(options.threads ?? 2, { ...fetchLimits, ...options.limits });
+export interface HttpPieceFetcher extends PieceFetcher {
+  /** For connections from now on: a certificate was replaced before its end. */
+  renew(tls: TlsMaterial): void;
+}
+
+export function startHttpFetcher(options: HttpFetcherOptions = {}): HttpPieceFetcher {
+  const { threads = 2, tls = null } = options;
+  return new HttpFetcher(threads, { limits: { ...fetchLimits, ...options.limits }, tls });
 }
 
 type Answer = Exclude<FromFetcher, { type: "verified" | "failed" }>;
 /** A request before its thread has numbered it. */
 type Unnumbered<Message> = Message extends ToFetcher ? Omit<Message, "id"> : never;
-type Request = Unnumbered<Exclude<ToFetcher, { type: "cancel" }>>;
+type Request = Unnumbered<Exclude<ToFetcher, { type: "cancel" | "renew" }>>;
 
-class HttpFetcher implements PieceFetcher {
+class HttpFetcher implements HttpPieceFetcher {
   readonly #threads: readonly FetcherThread[];
 
-  constructor(threads: number, limits: FetchLimits) {
-    this.#threads = Array.from({ length: threads }, () => new FetcherThread(limits));
+  constructor(threads: number, data: FetcherWorkerData) {
+    this.#threads = Array.from({ length: threads }, () => new FetcherThread(data));
+  }
+
+  renew(tls: TlsMaterial): void {
+    for (const thread of this.#threads) thread.renew(tls);
   }
 
   async manifest(
@@ -106,8 +124,8 @@ class FetcherThread {
   #sequence = 0;
   #failure: RelightError | null = null;
 
-  constructor(limits: FetchLimits) {
-    this.#worker = startWorker("http-fetcher-worker", { limits });
+  constructor(data: FetcherWorkerData) {
+    this.#worker = startWorker("http-fetcher-worker", data);
     this.#worker.on("message", (message: FromFetcher) => this.#receive(message));
     this.#worker.on("error", (cause) => {
       this.#fail(new RelightError("internal", "Cannot go on fetching: a thread failed", { cause }));
@@ -143,6 +161,10 @@ class FetcherThread {
     } finally {
       signal.removeEventListener("abort", cancel);
     }
+  }
+
+  renew(tls: TlsMaterial): void {
+    this.#post({ type: "renew", tls });
   }
 
   async stop(): Promise<void> {

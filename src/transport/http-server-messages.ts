@@ -2,8 +2,9 @@
 // What the server's threads say to each other, and the counters they share.
 
 import type { Hex32 } from "../core/digest.ts";
+import type { TlsMaterial } from "../trust/tls-material.ts";
 import type { PackedFiles, PackedOffer } from "./offer-table.ts";
-import type { ServerLimits } from "./transport.ts";
+import type { ServerLimits, ServerStats } from "./transport.ts";
 import type { PlainError } from "./worker.ts";
 
 export interface ServerWorkerData {
@@ -11,6 +12,8 @@ export interface ServerWorkerData {
   readonly port: number;
   readonly limits: ServerLimits;
   readonly counters: SharedArrayBuffer;
+  /** What is shown to targets, who must show theirs; null on loopback. */
+  readonly tls: TlsMaterial | null;
 }
 
 export type ToServer =
@@ -21,7 +24,8 @@ export type ToServer =
       readonly artifactId: Hex32;
       readonly files: PackedFiles;
     }
-  | { readonly type: "withdraw"; readonly sequence: number; readonly artifactId: Hex32 };
+  | { readonly type: "withdraw"; readonly sequence: number; readonly artifactId: Hex32 }
+  | { readonly type: "renew"; readonly sequence: number; readonly tls: TlsMaterial };
 
 export type FromServer =
   | { readonly type: "listening"; readonly port: number }
@@ -38,7 +42,7 @@ export class ServerCounters {
   }
 
   static allocate(): SharedArrayBuffer {
-    return new SharedArrayBuffer(3 * 8);
+    return new SharedArrayBuffer(4 * 8);
   }
 
   /** One more reader, unless `max` are there; counts the refusal then. */
@@ -58,8 +62,13 @@ export class ServerCounters {
     Atomics.add(this.#cells, 1, BigInt(bytes));
   }
 
-  read(): { readers: number; bytesSent: number; refused: number } {
+  /** A connection that was ended before it could ask for anything, or a handshake that came to nothing. */
+  strangerRefused(): void {
+    Atomics.add(this.#cells, 3, 1n);
+  }
+
+  read(): ServerStats {
     const cell = (index: number) => Number(Atomics.load(this.#cells, index));
-    return { readers: cell(0), bytesSent: cell(1), refused: cell(2) };
+    return { readers: cell(0), bytesSent: cell(1), refused: cell(2), strangers: cell(3) };
   }
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // One thread of the piece server: node:http, which is fast on the sending side, on a port that its
-// sibling threads share. Reads synchronously, so that only this thread waits for the disk.
+// sibling threads share. Reads synchronously, so that only this thread waits for the disk. Beyond
+// loopback the same server stands behind TLS 1.3, and who asks must be a member of the fleet.
 
 import fs from "node:fs";
 import http, { type IncomingMessage, type ServerResponse } from "node:http";
+import https from "node:https";
 import { parentPort, workerData } from "node:worker_threads";
 import type { Hex32 } from "../core/digest.ts";
 import { parseRanges } from "../core/pieces.ts";
@@ -20,33 +22,32 @@ import {
 } from "./http-server-messages.ts";
 import { openOffered } from "./offered-file.ts";
 import { ServedArtifact } from "./served-artifact.ts";
+import { TlsGate } from "./tls-gate.ts";
 import { toPlainError } from "./worker.ts";
 
 assert(parentPort !== null, "the piece server runs as a worker thread");
 const parent = parentPort;
-const { host, port, limits, counters: counterCells } = workerData as ServerWorkerData;
+const { host, port, limits, tls, counters: counterCells } = workerData as ServerWorkerData;
 const counters = new ServerCounters(counterCells);
 const artifacts = new Map<Hex32, ServedArtifact>();
 const pumps = new Map<Pump, ServerResponse>();
 const pool = new BufferPool({ bufferBytes: limits.bufferBytes, keptMax: 2 * limits.readersMax });
 
-const server = http.createServer(
-  {
-    maxHeaderSize: limits.headBytesMax,
-    headersTimeout: limits.headMsMax,
-    requestTimeout: limits.headMsMax,
-    keepAliveTimeout: limits.idleMsMax,
-    connectionsCheckingInterval: 1_000,
-  },
-  (request, response) => {
-    try {
-      answer(request, response);
-    } catch (error) {
-      fail(response, asRelightError(error));
-    }
-  },
-);
+const timing = {
+  maxHeaderSize: limits.headBytesMax,
+  headersTimeout: limits.headMsMax,
+  requestTimeout: limits.headMsMax,
+  keepAliveTimeout: limits.idleMsMax,
+  connectionsCheckingInterval: 1_000,
+};
+const gate = tls === null ? null : new TlsGate(tls, { limits, counters });
+const server =
+  gate === null
+    ? http.createServer(timing, hear)
+    : https.createServer({ ...timing, ...gate.options }, hear);
+if (server instanceof https.Server) gate?.guard(server);
 server.maxConnections = limits.connectionsMax;
+server.on("drop", () => counters.strangerRefused());
 server.on("error", (error) => {
   tell({ type: "failed", error: toPlainError(fromNodeError(error, `listen on ${host}:${port}`)) });
 });
@@ -73,6 +74,18 @@ function receive(message: ToServer): void {
       return;
     case "withdraw":
       artifacts.delete(message.artifactId);
+      return;
+    case "renew":
+      if (server instanceof https.Server) gate?.renew(server, message.tls);
+  }
+}
+
+function hear(request: IncomingMessage, response: ServerResponse): void {
+  try {
+    gate?.check(request.socket);
+    answer(request, response);
+  } catch (error) {
+    fail(response, asRelightError(error));
   }
 }
 

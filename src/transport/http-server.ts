@@ -5,9 +5,16 @@
 import net from "node:net";
 import type { Worker } from "node:worker_threads";
 import type { Hex32 } from "../core/digest.ts";
+import { isLoopback } from "../core/loopback.ts";
 import { RelightError } from "../errors.ts";
 import { fromNodeError } from "../platform/node-errors.ts";
-import { type FromServer, ServerCounters, type ToServer } from "./http-server-messages.ts";
+import type { TlsMaterial } from "../trust/tls-material.ts";
+import {
+  type FromServer,
+  ServerCounters,
+  type ServerWorkerData,
+  type ToServer,
+} from "./http-server-messages.ts";
 import { packFiles, packOffer } from "./offer-table.ts";
 import {
   type Offer,
@@ -28,11 +35,19 @@ export interface HttpServerOptions {
   readonly threads?: number;
   readonly limits?: Partial<ServerLimits>;
   readonly events: ServerEvents;
+  /** What is shown to targets, who must show theirs. Without it plaintext is spoken, on loopback only. */
+  readonly tls?: TlsMaterial | null;
 }
 
-/** @throws RelightError `port_in_use` and the like. */
-export async function startHttpServer(options: HttpServerOptions): Promise<PieceServer> {
-  const { host, events } = options;
+export interface HttpPieceServer extends PieceServer {
+  /** For connections from now on: a certificate was replaced before its end. */
+  renew(tls: TlsMaterial): Promise<void>;
+}
+
+/** @throws RelightError `port_in_use` and the like; `config_invalid` for plaintext beyond loopback. */
+export async function startHttpServer(options: HttpServerOptions): Promise<HttpPieceServer> {
+  const { host, events, tls = null } = options;
+  if (tls === null) refusePlaintextBeyond(host);
   if (options.port !== 0) await checkFree(host, options.port);
   const counters = ServerCounters.allocate();
   const limits = { ...serverLimits, ...options.limits };
@@ -40,7 +55,7 @@ export async function startHttpServer(options: HttpServerOptions): Promise<Piece
   let port = options.port;
   try {
     for (let thread = 0; thread < (options.threads ?? 2); thread++) {
-      const started = new ServerThread({ host, port, limits, counters }, events);
+      const started = new ServerThread({ host, port, limits, counters, tls }, events);
       threads.push(started);
       port = await started.listening;
     }
@@ -49,10 +64,19 @@ export async function startHttpServer(options: HttpServerOptions): Promise<Piece
     throw error;
   }
   const shownHost = net.isIPv6(host) ? `[${host}]` : host;
-  return new HttpServer(`http://${shownHost}:${port}`, threads, new ServerCounters(counters));
+  const scheme = tls === null ? "http" : "https";
+  return new HttpServer(`${scheme}://${shownHost}:${port}`, threads, new ServerCounters(counters));
 }
 
-class HttpServer implements PieceServer {
+function refusePlaintextBeyond(host: string): void {
+  if (isLoopback(host)) return;
+  throw new RelightError(
+    "config_invalid",
+    `Cannot listen on "${host}" in plaintext: want loopback, or trust.certificate, trust.key and trust.authority`,
+  );
+}
+
+class HttpServer implements HttpPieceServer {
   readonly endpoint: string;
   readonly #threads: readonly ServerThread[];
   readonly #counters: ServerCounters;
@@ -91,6 +115,10 @@ class HttpServer implements PieceServer {
     await this.#tellAll({ type: "withdraw", sequence: this.#sequence++, artifactId });
   }
 
+  async renew(tls: TlsMaterial): Promise<void> {
+    await this.#tellAll({ type: "renew", sequence: this.#sequence++, tls });
+  }
+
   stats(): ServerStats {
     return this.#counters.read();
   }
@@ -112,10 +140,7 @@ class ServerThread {
   readonly #start = Promise.withResolvers<number>();
   #failure: RelightError | null = null;
 
-  constructor(
-    data: { host: string; port: number; limits: ServerLimits; counters: SharedArrayBuffer },
-    events: ServerEvents,
-  ) {
+  constructor(data: ServerWorkerData, events: ServerEvents) {
     this.listening = this.#start.promise;
     this.#worker = startWorker("http-server-worker", data);
     this.#worker.on("message", (message: FromServer) => this.#receive(message, events));

@@ -89,7 +89,12 @@ class MemoryServer implements PieceServer {
   }
 
   stats(): ServerStats {
-    return { readers: this.#readers, bytesSent: this.#bytesSent, refused: this.#refused };
+    return {
+      readers: this.#readers,
+      bytesSent: this.#bytesSent,
+      refused: this.#refused,
+      strangers: 0,
+    };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

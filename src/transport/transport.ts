@@ -46,6 +46,8 @@ export interface ServerStats {
   readonly bytesSent: number;
   /** Readers turned away because `readersMax` were being served. */
   readonly refused: number;
+  /** Connections ended unheard: too many at once, too many handshakes a second, or no proof of who it is. */
+  readonly strangers: number;
 }
 
 /**
@@ -53,7 +55,7 @@ export interface ServerStats {
  * that resolved holds for every request that begins afterwards.
  */
 export interface PieceServer extends AsyncDisposable {
-  /** `http://host:port`, what a target is told. */
+  /** `http://host:port` or `https://host:port`, what a target is told. */
   readonly endpoint: string;
   /** A second offer of the same artifact replaces the first. */
   offer(offer: Offer): Promise<void>;
@@ -72,6 +74,7 @@ export interface ServerEvents {
 
 /** Where an artifact is to be had. */
 export interface SourceAddress {
+  /** `http://host:port` on loopback, else `https://host:port#ID` with the SPIFFE id it must prove. */
   readonly endpoint: string;
   readonly artifactId: Hex32;
 }
@@ -143,6 +146,8 @@ export interface ServerLimits {
   readonly readersMax: number;
   /** Connections for each worker thread. */
   readonly connectionsMax: number;
+  /** TLS handshakes begun in one second, for each worker thread. One costs about a millisecond. */
+  readonly handshakesPerSecondMax: number;
   /** Request line and headers. */
   readonly headBytesMax: number;
   readonly headMsMax: number;
@@ -161,6 +166,7 @@ export interface ServerLimits {
 export const serverLimits: ServerLimits = {
   readersMax: 8,
   connectionsMax: 256,
+  handshakesPerSecondMax: 100,
   headBytesMax: 16 * KiB,
   headMsMax: 5_000,
   idleMsMax: 30_000,

@@ -15,10 +15,17 @@ import {
 import type { Facts, Wanted } from "../../src/trust/decide.ts";
 import type { ProvenSigner } from "../../src/trust/evidence.ts";
 import type { JoinToken } from "../../src/trust/join-token.ts";
-import { generateKey, type Signer, signerFrom, writePublicKey } from "../../src/trust/keys.ts";
+import {
+  generateKey,
+  privateKeyPem,
+  type Signer,
+  signerFrom,
+  writePublicKey,
+} from "../../src/trust/keys.ts";
 import { makePolicy, type Policy, type PolicyDocument } from "../../src/trust/policy.ts";
 import { firstPolicy } from "../../src/trust/setup.ts";
 import { timeText } from "../../src/trust/time.ts";
+import type { TlsMaterial } from "../../src/trust/tls-material.ts";
 
 export const now = Date.parse("2026-11-20T12:00:00.000Z");
 export const hour = 3_600_000;
@@ -158,4 +165,26 @@ export function joinTokenOf(changes: Partial<JoinToken> = {}): JoinToken {
     roots: { threshold: 1, keys: [writePublicKey(root.publicKey)] },
     ...changes,
   };
+}
+
+/** A fleet whose certificates count by the machine's clock, at which OpenSSL looks. */
+export function liveFleet() {
+  const present = Date.now();
+  const span = { notBefore: present - hour, notAfter: present + day };
+  const authority = authorityOf(span);
+  function member(
+    uri: string,
+    changes: Partial<Leaf> & { readonly authority?: Authority } = {},
+  ): TlsMaterial {
+    const { authority: issuer = authority, ...fields } = changes;
+    const key = generateKey("p256");
+    const leaf = leafOf(issuer, signerFrom(key), {
+      ...span,
+      uris: [uri],
+      purposes: ["client_auth", "server_auth"],
+      ...fields,
+    });
+    return { key: privateKeyPem(key), chain: [leaf], authorities: [authority.certificate.der] };
+  }
+  return { authority, span, member };
 }
