@@ -2,9 +2,11 @@
 // What a peer's caches are worth to a real torch.compile engine (examples/torch-engine), measured on a
 // machine with a GPU: A starts cold, B and C start warm from peers under other cache roots, each
 // through `relight run`. The reference is A's own root started again twice: the first such start still
-// compiles what the cold one never stored, the second is the limit that C is held against.
+// compiles what the cold one never stored, the second is the limit that C is held against. Nobody sees
+// the folders of the others (a mount namespace each): PyTorch's entries can name them, and would be
+// read there.
 
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import fs from "node:fs";
 import os from "node:os";
@@ -17,6 +19,9 @@ const relight = path.join(repository, "src/cli/main.ts");
 const engine = path.join(repository, "examples/torch-engine/engine.py");
 const grpc = "127.0.0.1:18401";
 const startMsMax = 900_000;
+const replicas = ["a", "b", "c"] as const;
+/** Needs root, or user namespaces; `boot.isolated` says which way it was. */
+const canHide = spawnSync("unshare", ["-m", "mount", "-t", "tmpfs", "none", "/mnt"]).status === 0;
 /** Shorter in a first look: fewer prompt lengths compile fewer kernels. */
 const lengths = process.env["BOOT_LENGTHS"] ?? "1,128,1024";
 
@@ -49,6 +54,8 @@ export async function run(emit: Emit): Promise<void> {
   const kept = process.env["BOOT_FOLDER"];
   const folder = kept ?? fs.mkdtempSync(path.join(os.tmpdir(), "relight-boot-"));
   fs.mkdirSync(folder, { recursive: true });
+  for (const name of replicas) fs.mkdirSync(path.join(folder, name), { recursive: true });
+  emit({ name: "boot.isolated", value: canHide ? 1 : 0, unit: "bool" });
   const children: ChildProcess[] = [];
   try {
     children.push(
@@ -135,11 +142,10 @@ async function startReplica(
   at: { folder: string; children: ChildProcess[]; port: number },
 ): Promise<Start> {
   const home = path.join(at.folder, name);
-  fs.mkdirSync(home, { recursive: true });
   const before = listFiles(home);
-  const child = spawn(
-    process.execPath,
+  const child = spawnAlone(
     [
+      process.execPath,
       relight,
       "run",
       `--coordinator-address=${grpc}`,
@@ -152,7 +158,7 @@ async function startReplica(
       "--",
       ...engineCommand(at.port),
     ],
-    { env: engineEnvironment(home), stdio: "inherit" },
+    { folder: at.folder, name },
   );
   at.children.push(child);
   const state = path.join(home, "state", "relight");
@@ -183,8 +189,7 @@ async function startEngine(name: string, at: { folder: string; port: number }): 
   const home = path.join(at.folder, name);
   const before = listFiles(home);
   const began = performance.now();
-  const [program = "", ...args] = engineCommand(at.port);
-  const child = spawn(program, args, { env: engineEnvironment(home), stdio: "inherit" });
+  const child = spawnAlone(engineCommand(at.port), { folder: at.folder, name });
   try {
     await until(
       async () =>
@@ -199,6 +204,23 @@ async function startEngine(name: string, at: { folder: string; port: number }): 
   } finally {
     child.kill("SIGKILL");
   }
+}
+
+/** With the folders of the other replicas hidden from it, where this machine lets us. */
+function spawnAlone(
+  command: readonly string[],
+  { folder, name }: { folder: string; name: string },
+): ChildProcess {
+  const hidden = replicas
+    .filter((other) => other !== name)
+    .map((other) => path.join(folder, other));
+  const script = `for f in ${hidden.map((other) => `'${other}'`).join(" ")}; do mount -t tmpfs none "$f" || exit 1; done; exec "$@"`;
+  const alone = canHide ? ["unshare", "-m", "sh", "-c", script, "sh", ...command] : command;
+  const [program = "", ...args] = alone;
+  return spawn(program, args, {
+    env: engineEnvironment(path.join(folder, name)),
+    stdio: "inherit",
+  });
 }
 
 function engineCommand(port: number): string[] {
