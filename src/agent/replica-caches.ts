@@ -35,6 +35,8 @@ import { warmCache } from "./warm.ts";
 
 /** Beyond this a first publication goes out without what still settles; the delta brings it. */
 const settleMsMax = 15_000;
+/** First wait before a store that did not answer is asked again; each is twice the one before. */
+const retryMsMin = 100;
 /** For taking back what may no longer be used, also when the budget is zero; it takes milliseconds. */
 const recheckMsMax = 5_000;
 
@@ -264,8 +266,18 @@ export class ReplicaCaches {
     const { discoverMsMax } = this.#settings;
     using deadline = this.#phaseDeadline("asking the coordinator", discoverMsMax, signal);
     const families = this.#states.map(({ cache }) => cache.family);
-    const found = await this.#parts.link.find(families, deadline.signal);
-    return found.map(candidatesOf);
+    const { link, clock, random } = this.#parts;
+    for (let waitMs = retryMsMin; ; waitMs *= 2) {
+      try {
+        return (await link.find(families, deadline.signal)).map(candidatesOf);
+      } catch (thrown) {
+        // A store that hiccups is asked again; a coordinator that is away is not waited for.
+        if (asRelightError(thrown).code !== "store_unavailable") throw thrown;
+        await clock.sleep(waitMs * (0.5 + random()), deadline.signal).catch(() => {
+          throw thrown;
+        });
+      }
+    }
   }
 
   #phaseDeadline(what: string, ms: number, parent: AbortSignal): Deadline {
@@ -348,6 +360,8 @@ export class ReplicaCaches {
   #sayOutcome(): void {
     const { record } = this.#ledger;
     const { narrator } = this.#parts;
+    if (record.trust?.mode === "insecure")
+      narrator.say("trust is switched off: what peers offer is installed unsigned");
     for (const cache of record.caches) narrator.say(outcomeText(cache));
     if (record.caches.length === 0 && record.code !== null)
       narrator.say(`cold: ${record.code}: ${record.reason}`);
