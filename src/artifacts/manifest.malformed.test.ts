@@ -7,6 +7,7 @@ import { blake3Hex, chunkedDigest, wholeDigest } from "../core/digest.ts";
 import { chunkBytes } from "../core/pieces.ts";
 import { decodeManifest, encodeManifest, manifestFormat, manifestLimits } from "./manifest.ts";
 
+const rootedChunks = Math.ceil((manifestLimits.rootedBytesMax + 1) / chunkBytes);
 const digestA = wholeDigest(blake3Hex(Buffer.from("a")));
 const file = (path: string, more: object = {}) => ({
   chunks: [],
@@ -91,12 +92,12 @@ describe("decodeManifest()", () => {
       },
     ],
     [
-      "a large file in rooted form",
+      "a file in rooted form that nobody could hold in memory",
       {
-        size: chunkBytes + 1,
+        size: manifestLimits.rootedBytesMax + 1,
         form: "rooted",
-        chunks: Array(2).fill(blake3Hex(Buffer.from("a"))),
-        digest: chunkedDigest(Array(2).fill(blake3Hex(Buffer.from("a")))),
+        chunks: Array(rootedChunks).fill(blake3Hex(Buffer.from("a"))),
+        digest: chunkedDigest(Array(rootedChunks).fill(blake3Hex(Buffer.from("a")))),
       },
     ],
     [
