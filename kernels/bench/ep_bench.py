@@ -381,7 +381,7 @@ class Bench:
                  for t, f in ((128, "fp8"), (128, "bf16"), (1024, "fp8_ue8m0"))]
         plan += [(f"pair_{t}", lambda t=t: self.pair(t)) for t in o["sweep"]]
         plan += [(f"select_{t}", lambda t=t: self.pair(t, select=True))
-                 for t in o["sweep"] if t <= 1024]
+                 for t in o["sweep"] if t in (1, 8, 32, 128, 512, 1024)]
         plan += [("pair_128_perfect", lambda: self.pair(128, route="perfect")),
                  ("pair_128_skewed", lambda: self.pair(128, route="skewed")),
                  ("pair_128_cold", lambda: self.pair(128, cold=True)),
@@ -431,7 +431,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--ranks", type=int, default=torch.cuda.device_count())
     parser.add_argument("--out", default="")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="beginnings of measurement names, by comma")
     parser.add_argument("--sweep", default=",".join(map(str, SWEEP)))
     parser.add_argument("--no-nccl", action="store_true")
     parser.add_argument("--limit-s", type=int, default=200)

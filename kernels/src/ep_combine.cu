@@ -67,7 +67,7 @@ __device__ uint32_t await_weights(const View& view, uint32_t sources) {
     bool ready = false;
     if (sources >> source & 1) {
         const uint64_t* cell = &view.line(view.state->rank, source)->weight[view.parity];
-        ready = await(view.live, cell, view.tag_of(source), source, RELIGHT_EP_PHASE_WEIGHT,
+        ready = await(view.live, cell, view.tag_of(source), false, source, RELIGHT_EP_PHASE_WEIGHT,
                       view.epoch) == Wait::kReady;
         if (!ready) note_failed(&view.live->combine_failed, 1u << source);
     }
@@ -100,7 +100,7 @@ __device__ Choice choice_of(const View& view, const RelightEpCombineArgs& args, 
     choice.valid =
         proves(word, view.epoch) && local < s->local_experts_max && place < args.slots;
     if (choice.valid)
-        choice.y = args.y + (uint64_t(local) * args.slots + place) * 2 * s->hidden;
+        choice.y = args.y + View::times(local * args.slots + place, 2 * s->hidden);
     return choice;
 }
 
@@ -115,8 +115,10 @@ __device__ void reduce_quarter(const Choice& choice, uint32_t valid, Span span, 
     constexpr uint32_t kBatch = 7;  // a quarter of 7168 channels at once
     const uint32_t lane = threadIdx.x & 31, middle = middle_of(span);
     uint32_t first = 0, second = 0;
+#pragma unroll 1
     for (uint32_t base = span.first; base < span.end; base += kBatch * 32) {
         Sum sums[kBatch] = {};
+#pragma unroll 1
         for (uint32_t left = valid; left != 0; left &= left - 1) {
             const uint32_t from = __ffs(left) - 1;
             const char* y = reinterpret_cast<const char*>(__shfl_sync(0xffffffffu, choice.y, from));
@@ -181,6 +183,7 @@ __device__ void send_sums(const View& view, const RelightEpCombineArgs& args, ui
         const Choice choice = choice_of(view, args, source, token);
         const uint32_t valid = __ballot_sync(0xffffffffu, choice.valid);
         if (valid == 0) continue;
+#pragma unroll 1
         for (uint32_t q = part * kQuarters / parts; q < (part + 1) * kQuarters / parts; q++) {
             const Span span = quarter_of(s->hidden, q);
             char* stage = own_stages + (sent++ % kStages) * kQuarterBytesMax;
@@ -229,11 +232,12 @@ __device__ uint32_t await_owners(const View& view, uint32_t token, uint32_t want
                                  uint32_t* agreed, uint32_t* sum) {
     const State* s = view.state;
     const uint32_t lane = threadIdx.x & 31;
-    Wait wait = Wait::kReady;
+    Word cell{0, Wait::kReady};
     if (wanted >> lane & 1)
-        *sum = await_word(view.live, view.combine_cell(s->rank, lane, token) + piece, lane,
-                          RELIGHT_EP_PHASE_COMBINE, view.epoch, 0, &wait);
-    const uint32_t lost = __ballot_sync(0xffffffffu, wait != Wait::kReady);
+        cell = await_word(view.live, view.combine_cell(s->rank, lane, token) + piece, lane,
+                          RELIGHT_EP_PHASE_COMBINE, view.epoch);
+    *sum = cell.data;
+    const uint32_t lost = __ballot_sync(0xffffffffu, cell.wait != Wait::kReady);
     if (lane == 0 && lost != 0) {
         note_failed(&view.live->combine_failed, lost);
         atomicAnd(agreed, ~lost);
@@ -300,6 +304,7 @@ __device__ void add_piece(const View& view, const RelightEpCombineArgs& args, ui
     const uint32_t lane = threadIdx.x & 31;
     char* out = reinterpret_cast<char*>(args.out) + 2ull * token * s->hidden;
     Sum sums[kChunksEach] = {};
+#pragma unroll 1
     while (owners != 0) {
         uint32_t rest = owners;
 #pragma unroll

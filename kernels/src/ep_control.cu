@@ -53,7 +53,7 @@ extern "C" __global__ void relight_ep_barrier(const __grid_constant__ RelightEpB
         relight::ptx::store_release_system(&step.line(slot, copy.rank)->barrier[turn % 2],
                                            tag(turn, copy.incarnation[copy.rank]));
         await(live, &step.line(copy.rank, slot)->barrier[turn % 2],
-              tag(turn, copy.incarnation[slot]), slot, RELIGHT_EP_PHASE_BARRIER, step.epoch);
+              tag(turn, copy.incarnation[slot]), false, slot, RELIGHT_EP_PHASE_BARRIER, step.epoch);
     }
     __syncwarp();
     if (threadIdx.x == 0) live->barriers = turn;

@@ -47,14 +47,15 @@ __device__ __forceinline__ uint32_t owner_of(const View& view, int64_t expert) {
 }
 
 // May I write to `slot`? Only when it has consumed what I put there `parities` epochs ago.
-__device__ bool gate(const View& view, uint32_t slot) {
+__device__ __noinline__ bool gate(const View& view, uint32_t slot) {
     const State* s = view.state;
     if (slot == s->rank || view.epoch < s->parities) return true;
     const uint64_t older = view.epoch - s->parities;
     if (older == 0 || older < s->on_at[slot] || older < s->on_at[s->rank]) return true;
     const uint64_t* cell = &view.line(s->rank, slot)->consumed[older % s->parities];
     const uint64_t wanted = tag(older, s->incarnation[slot]);
-    const Wait wait = await<true>(view.live, cell, wanted, slot, RELIGHT_EP_PHASE_GATE, view.epoch);
+    const Wait wait =
+        await(view.live, cell, wanted, true, slot, RELIGHT_EP_PHASE_GATE, view.epoch);
     if (wait != Wait::kReady) note_failed(&view.live->dispatch_failed, 1u << slot);
     return wait == Wait::kReady;
 }
@@ -143,9 +144,11 @@ __device__ void push_block(const View& view, const RelightEpDispatchArgs& args, 
     const uint64_t base = (uint64_t(block) << bits) * s->topk;
     const uint32_t left = tokens - (block << bits);  // of the table, counted in tokens
     const uint32_t choices = min(left, 1u << bits) * s->topk;
+#pragma unroll 1
     for (uint32_t i = thread; i < s->local_experts_max; i += kReceivers) tally[i] = 0;
     ptx::barrier(kReceiverBarrier, kReceivers);
     uint64_t* words = view.choices(to, s->rank, block);
+#pragma unroll 1
     for (uint32_t i = thread * 4; i < choices; i += kReceivers * 4) {
         // Two rounds of four loads each, all in flight at once.
         int64_t experts[4];
@@ -167,6 +170,7 @@ __device__ void push_block(const View& view, const RelightEpDispatchArgs& args, 
     }
     ptx::barrier(kReceiverBarrier, kReceivers);
     uint64_t* counts = view.counts(to, s->rank, block);
+#pragma unroll 1
     for (uint32_t i = thread * 2; i < s->local_experts_max; i += kReceivers * 2) {
         const uint32_t second = i + 1 < s->local_experts_max ? tally[i + 1] : 0;
         ptx::store_relaxed_system(counts + i / 2, proven(view.epoch, tally[i] | second << 16));
@@ -203,10 +207,8 @@ __device__ uint32_t await_routes(const View& view, const RelightEpDispatchArgs& 
     bool arrived = false;
     tokens_of[source] = 0;
     if (members >> source & 1) {
-        Wait wait = Wait::kReady;
-        const uint32_t header =
-            await_word(view.live, view.route(s->rank, source), source,
-                       RELIGHT_EP_PHASE_ROUTE, view.epoch, 0, &wait);
+        const auto [header, wait] = await_word(view.live, view.route(s->rank, source), source,
+                                               RELIGHT_EP_PHASE_ROUTE, view.epoch);
         if (wait == Wait::kReady) {
             const uint32_t tokens = header & 0xffffu;
             arrived = header == route_header(tokens, args.format, s->topk) &&
@@ -241,6 +243,7 @@ struct Shape {
 
 __device__ void clear(Places* places) {
     auto* words = reinterpret_cast<uint4*>(places->tally);
+#pragma unroll 1
     for (uint32_t i = threadIdx.x - kSenders; i < sizeof(places->tally) / 16; i += kReceivers)
         words[i] = uint4{0, 0, 0, 0};
 }
@@ -253,14 +256,14 @@ __device__ void fetch_counts(const View& view, uint32_t sources, const uint32_t*
     const uint32_t each = (s->local_experts_max + 1) / 2, count = __popc(sources);
     const uint32_t my_source = nth_member(sources, threadIdx.x & 31);
     const uint32_t total = count * shape.blocks * each;
+#pragma unroll 1
     for (uint32_t first = 0; first < total; first += kReceivers) {  // whole warps, for the shuffle
         const uint32_t i = first + thread;
         const uint32_t word = i % each, turn = i / each % count, block = i / each / count;
         const uint32_t source = __shfl_sync(0xffffffffu, my_source, turn);
         if (i >= total || (block << bits) >= tokens_of[source]) continue;
-        Wait wait = Wait::kReady;
-        const uint32_t pair = await_word(view.live, view.counts(s->rank, source, block) + word,
-                                         source, RELIGHT_EP_PHASE_ROUTE, view.epoch, 0, &wait);
+        const auto [pair, wait] = await_word(view.live, view.counts(s->rank, source, block) + word,
+                                             source, RELIGHT_EP_PHASE_ROUTE, view.epoch);
         if (wait != Wait::kReady) note_failed(&view.live->dispatch_failed, 1u << source);
         uint16_t* tally = places->tally + block * shape.pairs + 2 * word * s->ranks_max + source;
         tally[0] = static_cast<uint16_t>(pair);
@@ -275,8 +278,10 @@ __device__ void place_rows(const View& view, const RelightEpDispatchArgs& args, 
                            Places* places) {
     const State* s = view.state;
     const uint32_t thread = threadIdx.x - kSenders;
+#pragma unroll 1
     for (uint32_t pair = thread; pair < shape.pairs; pair += kReceivers) {
         uint32_t sum = 0;
+#pragma unroll 1
         for (uint32_t b = 0; b < shape.blocks; b++) {
             uint16_t& entry = places->tally[b * shape.pairs + pair];
             const uint32_t count = entry;
@@ -287,8 +292,10 @@ __device__ void place_rows(const View& view, const RelightEpDispatchArgs& args, 
     }
     ptx::barrier(kReceiverBarrier, kReceivers);
     const bool writer = blockIdx.x == 0;
+#pragma unroll 1
     for (uint32_t local = thread; local < s->local_experts_max; local += kReceivers) {
         uint32_t sum = 0;
+#pragma unroll 1
         for (uint32_t source = 0; source < s->ranks_max; source++) {
             uint32_t& entry = places->first[local * s->ranks_max + source];
             const uint32_t count = entry;
@@ -303,28 +310,40 @@ __device__ void place_rows(const View& view, const RelightEpDispatchArgs& args, 
     ptx::barrier(kReceiverBarrier, kReceivers);
 }
 
-// How often `local` occurs in the first `count` choices of a block. A whole warp.
+// Two words of choices. One that never comes counts as no choice.
+__device__ __noinline__ uint2 await_pair(const View& view, const uint64_t* at, uint32_t source) {
+    const Word low = await_word(view.live, at, source, RELIGHT_EP_PHASE_ROUTE, view.epoch);
+    const Word high = await_word(view.live, at + 1, source, RELIGHT_EP_PHASE_ROUTE, view.epoch);
+    return {low.wait == Wait::kReady ? low.data : ~0u, high.wait == Wait::kReady ? high.data : ~0u};
+}
+
+// How often `local` occurs in the first `count` choices of a block, which is padded to four. A whole
+// warp.
 __device__ uint32_t occurrences(const View& view, const uint64_t* words, uint32_t count,
                                 uint32_t source, uint32_t local) {
+    constexpr uint32_t kBatch = 4;  // 512 choices at once
     const uint32_t wanted = local | local << 16;
     uint32_t bits = 0;
-#pragma unroll 4
-    for (uint32_t i = (threadIdx.x & 31) * 4; i < count; i += 128) {
-        const ulonglong2 pair = ptx::load_words(words + i / 2);
-        Wait wait = Wait::kReady;
-        uint32_t low = static_cast<uint32_t>(pair.x), high = static_cast<uint32_t>(pair.y);
-        if (!proves(pair.x, view.epoch))
-            low = await_word(view.live, words + i / 2, source, RELIGHT_EP_PHASE_ROUTE, view.epoch,
-                             ~0u, &wait);
-        if (i + 2 < count && !proves(pair.y, view.epoch))
-            high = await_word(view.live, words + i / 2 + 1, source, RELIGHT_EP_PHASE_ROUTE,
-                              view.epoch, ~0u, &wait);
-        uint32_t equal = __vcmpeq2(low, wanted);
-        if (i + 1 == count) equal &= 0xffffu;
-        bits += __popc(equal);
-        equal = i + 2 < count ? __vcmpeq2(high, wanted) : 0;
-        if (i + 3 == count) equal &= 0xffffu;
-        bits += __popc(equal);
+#pragma unroll 1
+    for (uint32_t base = (threadIdx.x & 31) * 4; base < count; base += kBatch * 128) {
+        ulonglong2 pairs[kBatch];
+#pragma unroll
+        for (uint32_t j = 0; j < kBatch; j++)
+            if (base + j * 128 < count) pairs[j] = ptx::load_words(words + (base + j * 128) / 2);
+#pragma unroll
+        for (uint32_t j = 0; j < kBatch; j++) {
+            const uint32_t i = base + j * 128;
+            if (i >= count) continue;
+            uint2 data{static_cast<uint32_t>(pairs[j].x), static_cast<uint32_t>(pairs[j].y)};
+            if (!proves(pairs[j].x, view.epoch) || !proves(pairs[j].y, view.epoch))
+                data = await_pair(view, words + i / 2, source);
+            uint32_t equal = __vcmpeq2(data.x, wanted);
+            if (i + 1 == count) equal &= 0xffffu;
+            bits += __popc(equal);
+            equal = i + 2 < count ? __vcmpeq2(data.y, wanted) : 0;
+            if (i + 3 == count) equal &= 0xffffu;
+            bits += __popc(equal);
+        }
     }
     return __reduce_add_sync(0xffffffffu, bits) / 16;
 }
@@ -344,14 +363,14 @@ __device__ Target target_of(const View& view, const RelightEpDispatchArgs& args,
     const uint64_t* words = view.choices(s->rank, source, block);
     uint32_t local = 0xffffu;
     if (lane < s->topk) {
-        Wait wait = Wait::kReady;
         const uint32_t at = start + lane;
-        const uint32_t pair = await_word(view.live, words + at / 2, source, RELIGHT_EP_PHASE_ROUTE,
-                                         view.epoch, ~0u, &wait);
-        local = pair >> (at % 2 * 16) & 0xffffu;
+        const Word pair =
+            await_word(view.live, words + at / 2, source, RELIGHT_EP_PHASE_ROUTE, view.epoch);
+        if (pair.wait == Wait::kReady) local = pair.data >> (at % 2 * 16) & 0xffffu;
     }
     if (local >= s->local_experts_max) local = 0xffffu;
     Target target{local, 0};
+#pragma unroll 1
     for (uint32_t left = __ballot_sync(0xffffffffu, local != 0xffffu); left != 0; left &= left - 1) {
         const uint32_t choice = __ffs(left) - 1;
         const uint32_t wanted = __shfl_sync(0xffffffffu, local, choice);
@@ -375,6 +394,7 @@ __device__ void pack_scales(const View& view, const RelightEpDispatchArgs& args,
     const bool bytes = args.format == RELIGHT_EP_FP8_UE8M0;
     const uint32_t words = bytes ? (groups + 3) / 4 : groups;
     const uint32_t values[4] = {part.x, part.y, part.z, part.w};
+#pragma unroll 1
     for (uint32_t left = valid; left != 0; left &= left - 1) {
         const uint32_t local = __shfl_sync(0xffffffffu, target.local, __ffs(left) - 1);
         const uint32_t place = __shfl_sync(0xffffffffu, target.place, __ffs(left) - 1);
@@ -401,7 +421,7 @@ __device__ uint32_t pack_row(const View& view, const RelightEpDispatchArgs& args
     const uint32_t lane = threadIdx.x & 31;
     const uint32_t chunks = payload_bytes(s->hidden, args.format) / 16;
     const char* payload = row + header;
-    const uint64_t out_row = (uint64_t(target.local) * args.slots + target.place) * chunks * 16;
+    const uint64_t out_row = View::times(target.local * args.slots + target.place, chunks * 16);
 
     // What stands around the payload: lanes 0-3 the header, lanes 4-19 the scales.
     const uint32_t around = row_bytes(s->hidden, args.format) / 16 - chunks;
@@ -411,6 +431,7 @@ __device__ uint32_t pack_row(const View& view, const RelightEpDispatchArgs& args
     uint4 rest{0, 0, 0, 0};
     if (row != nullptr && has_rest) rest = ptx::load_afresh(row + 16 * rest_at);
     uint32_t sum = proof_of(rest, rest_at);
+#pragma unroll 1
     for (uint32_t base = 0; base < chunks; base += kBatch * 32) {
         uint4 part[kBatch];
 #pragma unroll
@@ -422,6 +443,7 @@ __device__ uint32_t pack_row(const View& view, const RelightEpDispatchArgs& args
 #pragma unroll
         for (uint32_t i = 0; i < kBatch; i++) sum += proof_of(part[i], head + base + i * 32 + lane);
         if (args.flags & RELIGHT_EP_ZERO_COPY) continue;
+#pragma unroll 1
         for (uint32_t left = valid; left != 0; left &= left - 1) {
             char* to = reinterpret_cast<char*>(args.out_x) +
                        __shfl_sync(0xffffffffu, out_row, __ffs(left) - 1);
@@ -452,24 +474,23 @@ __device__ void receive_row(const View& view, const RelightEpDispatchArgs& args,
                                                     target.place] =
             static_cast<int32_t>(source * s->tokens_max + token);
     }
-    Wait wait = Wait::kReady;
-    uint32_t wanted = 0;
+    Word cell{0, Wait::kReady};
     if (lane == 0)
-        wanted = await_word(view.live, view.row_cell(s->rank, source, token), source,
-                            RELIGHT_EP_PHASE_ROW, view.epoch, 0, &wait);
-    wanted = __shfl_sync(0xffffffffu, wanted, 0);
-    wait = static_cast<Wait>(__shfl_sync(0xffffffffu, static_cast<uint32_t>(wait), 0));
-    const char* row = view.row(s->rank, source, token);
+        cell = await_word(view.live, view.row_cell(s->rank, source, token), source,
+                          RELIGHT_EP_PHASE_ROW, view.epoch);
+    const uint32_t wanted = __shfl_sync(0xffffffffu, cell.data, 0);
+    auto wait = static_cast<Wait>(__shfl_sync(0xffffffffu, static_cast<uint32_t>(cell.wait), 0));
     Patience patience{0, 0};
-    for (uint32_t tries = 1; wait == Wait::kReady; tries++) {
+    for (uint32_t tries = 1;; tries++) {
+        const bool lost = wait != Wait::kReady;
+        if (lost && lane == 0) note_failed(&view.live->dispatch_failed, 1u << source);
+        const char* row = lost ? nullptr : view.row(s->rank, source, token);
         const uint32_t sum = __reduce_add_sync(
             0xffffffffu, pack_row<kFp8>(view, args, row, header, target, valid));
-        if (sum == wanted) return;
+        if (lost || sum == wanted) return;
         wait = again(view.live, &patience, tries, source, RELIGHT_EP_PHASE_ROW, view.epoch, wanted,
                      sum);
     }
-    if (lane == 0) note_failed(&view.live->dispatch_failed, 1u << source);
-    pack_row<kFp8>(view, args, nullptr, header, target, valid);
 }
 
 template <bool kFp8>
@@ -494,6 +515,7 @@ __device__ void receive(const View& view, const RelightEpDispatchArgs& args, uin
     Shape shape{};
     for (bool agreed = false; !agreed;) {
         most = 0;
+#pragma unroll 1
         for (uint32_t left = sources; left != 0; left &= left - 1)
             most = max(most, tokens_of[__ffs(left) - 1]);
         const uint32_t bits = view.block_bits();

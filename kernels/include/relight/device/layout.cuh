@@ -151,11 +151,13 @@ struct View {
         return reinterpret_cast<char*>(state->window[slot]);
     }
     __device__ char* scratch() const { return reinterpret_cast<char*>(state->scratch); }
-    __device__ uint64_t slice(uint32_t slot) const {
-        return uint64_t(parity) * state->ranks_max + slot;
-    }
-    __device__ uint64_t slot_row(uint32_t slot, uint32_t token) const {
+    __device__ uint32_t slice(uint32_t slot) const { return parity * state->ranks_max + slot; }
+    __device__ uint32_t slot_row(uint32_t slot, uint32_t token) const {
         return slice(slot) * state->tokens_max + token;
+    }
+    // 32 by 32 bits: a full 64-bit product is three times the instructions.
+    __device__ static uint64_t times(uint32_t count, uint64_t stride) {
+        return uint64_t(count) * static_cast<uint32_t>(stride);
     }
 
     __device__ Line* line(uint32_t holder, uint32_t source) const {
@@ -166,13 +168,13 @@ struct View {
                slot_row(source, token);
     }
     __device__ char* row(uint32_t holder, uint32_t source, uint32_t token) const {
-        return window(holder) + state->row_at + slot_row(source, token) * state->row_stride;
+        return window(holder) + state->row_at + times(slot_row(source, token), state->row_stride);
     }
     // A routing table: a header word, a spare one, then by block the counts of the holder's local
     // experts, then by block the choices as the holder's local experts (0xffff: another rank's).
     __device__ uint64_t* route(uint32_t holder, uint32_t source) const {
         return reinterpret_cast<uint64_t*>(window(holder) + state->route_at +
-                                           slice(source) * state->route_stride);
+                                           times(slice(source), state->route_stride));
     }
     __device__ uint64_t* counts(uint32_t holder, uint32_t source, uint32_t block) const {
         return route(holder, source) + 2 + block * count_words(state->local_experts_max);
@@ -187,14 +189,15 @@ struct View {
     // Weights that came with combine; those of dispatch stand at the start of each row.
     __device__ float* weights(uint32_t holder, uint32_t source) const {
         return reinterpret_cast<float*>(window(holder) + state->weight_at +
-                                        slice(source) * state->weight_stride);
+                                        times(slice(source), state->weight_stride));
     }
     __device__ uint64_t* combine_cell(uint32_t holder, uint32_t owner, uint32_t token) const {
         return reinterpret_cast<uint64_t*>(window(holder) + state->combine_cell_at) +
                slot_row(owner, token) * kPieces;
     }
     __device__ char* combine_row(uint32_t holder, uint32_t owner, uint32_t token) const {
-        return window(holder) + state->combine_at + slot_row(owner, token) * state->combine_stride;
+        return window(holder) + state->combine_at +
+               times(slot_row(owner, token), state->combine_stride);
     }
 
     __device__ int32_t* index(uint32_t source) const {

@@ -41,6 +41,7 @@ __device__ __noinline__ void suspect(State* s, uint32_t peer, uint32_t phase, ui
         ptx::store_release_system(&record->fault.count, count);
     }
     const uint32_t mine = 1u << s->rank;
+#pragma unroll 1
     for (uint32_t slot = 0; slot < s->ranks_max; slot++) {
         if ((s->active >> slot & 1) == 0 || slot == s->rank || s->window[slot] == 0) continue;
         Line* line = reinterpret_cast<Line*>(s->window[slot]) + s->rank;
@@ -55,6 +56,7 @@ __device__ inline uint32_t rumours(const State* s, uint64_t epoch, uint64_t* cha
     uint64_t mixed = 0;
     const uint32_t trusted = unmasked(s) & ~(1u << s->rank);
     const Line* lines = reinterpret_cast<const Line*>(s->window[s->rank]);
+#pragma unroll 1
     for (uint32_t slot = 0; slot < s->ranks_max; slot++) {
         if ((trusted >> slot & 1) == 0) continue;
         const uint64_t word = ptx::load_relaxed_system(&lines[slot].suspects);
@@ -91,40 +93,46 @@ __device__ __noinline__ Wait look_around(State* s, Patience* patience, uint32_t 
     return Wait::kTimedOut;
 }
 
-// Waits until `cell`, in our own window, holds `wanted` (or, with kAtLeast, a later epoch of the same
+// Waits until `cell`, in our own window, holds `wanted` (or, with `at_least`, a later epoch of the same
 // incarnation). One thread. On kReady, what the peer wrote before is visible to this thread.
-template <bool kAtLeast = false>
-__device__ __forceinline__ Wait await(State* s, const uint64_t* cell, uint64_t wanted, uint32_t peer,
-                                      uint32_t phase, uint64_t epoch) {
+__device__ __noinline__ Wait await(State* s, const uint64_t* cell, uint64_t wanted, bool at_least,
+                                   uint32_t peer, uint32_t phase, uint64_t epoch) {
     Patience patience{0, 0};
     for (uint32_t polls = 1;; polls++) {
-        const uint64_t seen = ptx::load_relaxed_system(cell);
+        const uint64_t seen = ptx::load_acquire_system(cell);
         const bool later =
-            kAtLeast && (seen & 0xffffu) == (wanted & 0xffffu) && (seen >> 16) >= (wanted >> 16);
-        if (seen == wanted || later) {
-            ptx::load_acquire_system(cell);
-            return Wait::kReady;
-        }
+            at_least && (seen & 0xffffu) == (wanted & 0xffffu) && (seen >> 16) >= (wanted >> 16);
+        if (seen == wanted || later) return Wait::kReady;
         if (polls % 64 != 0) continue;
         const Wait wait = look_around(s, &patience, peer, phase, epoch, wanted, seen);
         if (wait != Wait::kReady) return wait;
     }
 }
 
-// Waits until a word proves itself; its data, or `otherwise` after a failure. One thread.
-__device__ __forceinline__ uint32_t await_word(State* s, const uint64_t* at, uint32_t peer,
-                                               uint32_t phase, uint64_t epoch, uint32_t otherwise,
-                                               Wait* outcome) {
+struct Word {
+    uint32_t data;
+    Wait wait;  // data is 0 unless kReady
+};
+
+// The waiting part of await_word, out of line: code that is fetched costs more than a call.
+__device__ __noinline__ Word keep_waiting(State* s, const uint64_t* at, uint32_t peer,
+                                          uint32_t phase, uint64_t epoch) {
     Patience patience{0, 0};
     for (uint32_t polls = 1;; polls++) {
         const uint64_t seen = ptx::load_relaxed_system(at);
-        if (proves(seen, epoch)) return static_cast<uint32_t>(seen);
+        if (proves(seen, epoch)) return {static_cast<uint32_t>(seen), Wait::kReady};
         if (polls % 64 != 0) continue;
         const Wait wait = look_around(s, &patience, peer, phase, epoch, proven(epoch, 0), seen);
-        if (wait == Wait::kReady) continue;
-        *outcome = wait;
-        return otherwise;
+        if (wait != Wait::kReady) return {0, wait};
     }
+}
+
+// Waits until a word proves itself. One thread.
+__device__ __forceinline__ Word await_word(State* s, const uint64_t* at, uint32_t peer,
+                                           uint32_t phase, uint64_t epoch) {
+    const uint64_t seen = ptx::load_relaxed_system(at);
+    if (proves(seen, epoch)) return {static_cast<uint32_t>(seen), Wait::kReady};
+    return keep_waiting(s, at, peer, phase, epoch);
 }
 
 // After a row whose sum is wrong: is it worth reading again? A whole warp, one answer.
@@ -148,6 +156,7 @@ __device__ __forceinline__ uint32_t proof_of(uint4 chunk, uint32_t at) {
 // The n-th set bit, n counted from 0; lane n of a warp asks for its own. Anything beyond is 31.
 __device__ __forceinline__ uint32_t nth_member(uint32_t members, uint32_t n) {
     uint32_t found = 31;
+#pragma unroll 1
     for (uint32_t i = 0; members != 0; i++, members &= members - 1)
         if (i == n) found = __ffs(members) - 1;
     return found;
