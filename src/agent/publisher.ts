@@ -13,7 +13,7 @@ import { PieceSet } from "../core/pieces.ts";
 import { asRelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
 import type { OfferedFile, PieceServer } from "../transport/transport.ts";
-import type { Announce } from "./relay.ts";
+import type { Announce, Retract } from "./relay.ts";
 import type { ArtifactTrust, Authored, Subject } from "./trust.ts";
 
 /** Targets that learnt of an artifact a moment ago may still be reading it. */
@@ -31,6 +31,7 @@ export interface PublisherOptions {
   readonly sealer: Sealer;
   readonly server: PieceServer;
   readonly announce: Announce;
+  readonly retract: Retract;
   readonly trust: ArtifactTrust;
   /** What is said of every artifact of this cache. */
   readonly subject: Subject;
@@ -46,6 +47,8 @@ export class Publisher {
   /** What our own policy lets nobody take from us, and under which version: not tried again and again. */
   #refused: { artifactId: Hex32; policyVersion: number | null } | null = null;
   #last: Seal | null = null;
+  /** Files of installations that may not be used any more: never again part of what we sign. */
+  #excluded: readonly string[] = [];
 
   constructor(cache: Cache, options: PublisherOptions) {
     this.cache = cache;
@@ -65,7 +68,9 @@ export class Publisher {
   /** Seals and looks, without publishing. */
   async look(signal: AbortSignal): Promise<Seal | null> {
     const { sealer, clock, settleMs } = this.#options;
-    this.#last = await sealer.seal(this.cache, clock.wallMs() - settleMs, signal);
+    const excluded = [...this.cache.excluded, ...this.#excluded];
+    const cache = { ...this.cache, excluded };
+    this.#last = await sealer.seal(cache, clock.wallMs() - settleMs, signal);
     return this.#last;
   }
 
@@ -93,6 +98,33 @@ export class Publisher {
       bytes: totalBytes(seal.manifest),
       added: [...paths].filter((name) => !latest?.paths.has(name)).length,
     };
+  }
+
+  /**
+   * Stops offering everything: what was published holds files that may not be used any more, or the
+   * policy names us no longer. What is left is published anew by the next round.
+   * @param paths of those files; never sealed again
+   */
+  async withdraw(paths: readonly string[]): Promise<void> {
+    const { server, retract } = this.#options;
+    this.#excluded = [...new Set([...this.#excluded, ...paths])];
+    for (const { artifactId } of this.#offered.splice(0)) {
+      retract({ family: this.cache.family, artifactId });
+      await server.withdraw(artifactId);
+    }
+  }
+
+  /** Whether our own policy would still let peers take what is offered. */
+  isAllowed(): boolean {
+    const { trust, subject } = this.#options;
+    try {
+      if (this.#last !== null && this.#offered.length > 0)
+        trust.author(this.#last.manifest, subject);
+      return true;
+    } catch {
+      // Why is said when the next round tries to publish it.
+      return false;
+    }
   }
 
   async #offer({ manifest, files }: Seal): Promise<Authored> {

@@ -16,6 +16,7 @@ import {
 import { readReceipts } from "../artifacts/receipt.ts";
 import { listCache } from "../artifacts/seal.ts";
 import type { Sealer } from "../artifacts/sealer.ts";
+import type { Hex32 } from "../core/digest.ts";
 import { count, formatBytes } from "../core/units.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import type { Log } from "../observe/log.ts";
@@ -87,6 +88,8 @@ export class ReplicaCaches {
   readonly #parts: CacheParts;
   readonly #ledger: Ledger;
   #states: CacheState[] = [];
+  /** Under which what is offered was last looked at. */
+  #policyVersion: number | null;
 
   /** @param command the engine's, empty when there is none */
   constructor(
@@ -97,6 +100,7 @@ export class ReplicaCaches {
     this.#env = engine.env;
     this.#settings = options.settings;
     this.#parts = options.parts;
+    this.#policyVersion = options.parts.trust.summary.policyVersion;
     this.#ledger = options.ledger;
   }
 
@@ -132,7 +136,7 @@ export class ReplicaCaches {
     const firstUntilMs = clock.monotonicMs() + settleMsMax;
     let isFirst = true;
     while (!stop.aborted) {
-      await this.#parts.trust.refresh(stop);
+      await this.#followPolicy(stop);
       for (const { publisher } of this.#states) await this.#look(publisher, stop);
       const isSettling = this.#states.some(({ publisher }) => publisher.isSettling);
       if (!isFirst || !isSettling || clock.monotonicMs() >= firstUntilMs) {
@@ -146,6 +150,25 @@ export class ReplicaCaches {
         isFirst = false;
       }
       await clock.sleep(isFirst ? Math.max(settleMs / 2, 100) : deltaIntervalMs, stop);
+    }
+  }
+
+  /** A newer policy counts at once for what is offered; the engine has loaded its code already. */
+  async #followPolicy(stop: AbortSignal): Promise<void> {
+    const { trust, server, link } = this.#parts;
+    await trust.refresh(stop);
+    const { policyVersion } = trust.summary;
+    if (policyVersion === this.#policyVersion) return;
+    this.#policyVersion = policyVersion;
+    for (const { cache, publisher } of this.#states) {
+      const receipts = readReceipts(cache.root, (error) => this.#warn(error));
+      const refused = receipts.filter((receipt) => trust.recheck(receipt) !== null);
+      for (const { artifactId } of refused) {
+        link.retract({ family: cache.family, artifactId });
+        await server.withdraw(artifactId as Hex32);
+      }
+      const paths = refused.flatMap(({ files }) => files.map((file) => file.path));
+      if (paths.length > 0 || !publisher.isAllowed()) await publisher.withdraw(paths);
     }
   }
 
@@ -194,7 +217,7 @@ export class ReplicaCaches {
   #choose(facts: Facts): void {
     const { families, customCaches, extraIdentity, settleMs } = this.#settings;
     const { link, sealer, server, trust, clock, narrator } = this.#parts;
-    const { announce } = link;
+    const { announce, retract } = link;
     link.identify(facts, extraIdentity);
     link.start();
     const caches = chooseCaches({ env: this.#env, facts, named: families, custom: customCaches });
@@ -204,7 +227,7 @@ export class ReplicaCaches {
     this.#ledger.record.unknownFacts = [...new Set(unknown)];
     this.#states = caches.map((cache) => {
       const subject = subjectOf(cache.family, facts, extraIdentity);
-      const options = { sealer, server, announce, trust, subject, clock, settleMs };
+      const options = { sealer, server, announce, retract, trust, subject, clock, settleMs };
       return {
         cache,
         record: this.#ledger.cache(cache.family.name, cache.root),

@@ -23,6 +23,7 @@ export function drawWaterfall(record: BootRecord): string {
 export function explainBoot(record: BootRecord, earlier: readonly BootRecord[]): string[] {
   return [
     explainOutcome(record, earlier),
+    ...explainTrust(record),
     ...explainCode(record.code, record.reason),
     ...record.caches.flatMap(explainCache),
     ...explainSlowest(record),
@@ -102,6 +103,14 @@ function explainOutcome(record: BootRecord, earlier: readonly BootRecord[]): str
   return `This start was ${outcomeOf(record)} and ${healthy}${gain}.`;
 }
 
+function explainTrust({ trust }: BootRecord): string[] {
+  return trust?.mode === "insecure"
+    ? [
+        "Trust was switched off with --trust=insecure: whatever a peer offered was installed and run, signed or not.",
+      ]
+    : [];
+}
+
 function explainCode(code: Code | null, reason: string | null): string[] {
   return code === null
     ? []
@@ -115,6 +124,11 @@ function explainCache(cache: CacheRecord): string[] {
   for (const source of cache.sources.filter((one) => one.code !== null)) {
     sentences.push(
       `${cache.family}: source ${source.endpoint} was given up (${source.code}) after ${formatBytes(source.bytes)}.`,
+    );
+  }
+  for (const { artifactId, files, code } of cache.undone ?? []) {
+    sentences.push(
+      `${cache.family}: ${count(files, "file")} of artifact ${artifactId.slice(0, 12)} were taken back (${code}); the engine compiled them again.`,
     );
   }
   const { hits } = cache;

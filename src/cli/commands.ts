@@ -43,8 +43,37 @@ export const commands: Readonly<Record<string, CommandEntry>> = {
     load: () => import("./artifact-fetch.ts"),
   },
   "artifact verify": {
-    summary: "Read every installed file anew and compare it with its receipt.",
+    summary:
+      "Read every installed file anew; compare it with its receipt and that with the policy.",
     load: () => import("./artifact-verify.ts"),
+  },
+  "artifact contents": {
+    summary: "List every file of foreign code in this node's caches, with signer and source.",
+    load: () => import("./artifact-contents.ts"),
+  },
+  "trust show": {
+    summary: "Show whom this node trusts to author what, and its own key.",
+    load: () => import("./trust-show.ts"),
+  },
+  "trust init": {
+    summary: "Make a root key and the first policy of a fleet.",
+    load: () => import("./trust-init.ts"),
+  },
+  "trust sign": {
+    summary: "Sign the policy's next version, or one that lacks signatures.",
+    load: () => import("./trust-sign.ts"),
+  },
+  "trust revoke key": {
+    summary: "Refuse a key from now on, and everything it alone signed.",
+    load: () => import("./trust-revoke-key.ts"),
+  },
+  "trust revoke digest": {
+    summary: "Refuse one artifact from now on, also where it is installed.",
+    load: () => import("./trust-revoke-digest.ts"),
+  },
+  "trust policy check": {
+    summary: "Say whether this node would put a policy into force.",
+    load: () => import("./trust-policy-check.ts"),
   },
   "source list": {
     summary: "List what the coordinator offers.",

@@ -200,6 +200,20 @@ export function path<Given extends string | null | Derived>(
   );
 }
 
+/** Files or directories, any number of times; the values are absolute. */
+export function paths(options: Options<readonly string[]>): Setting<readonly string[]> {
+  return list(
+    {
+      noun: "a path",
+      wants: "a path without NUL, of at most 4096 characters",
+      placeholder: "PATH",
+      parse: parsePath,
+      format: (value) => value,
+    },
+    options,
+  );
+}
+
 /** Texts, each of which matches `pattern`. */
 export function texts(
   options: Options<readonly string[]> & { readonly pattern: RegExp; readonly wants: string },
