@@ -10,6 +10,8 @@ import { asRelightError } from "../errors.ts";
 import type { Log } from "../observe/log.ts";
 import type { Clock } from "../platform/clock.ts";
 import { type Deadline, startDeadlineOn } from "../platform/deadline.ts";
+import type { SourceIdentity } from "../protocol/gen/p2p_pb.ts";
+import { sourceIdOf } from "../protocol/source-id.ts";
 import type { PieceServer } from "../transport/transport.ts";
 import type { CoordinatorClient, FoundSource, Publication, Session } from "./coordinator-client.ts";
 import { toSourceIdentity } from "./identity-wire.ts";
@@ -31,11 +33,16 @@ export interface NodeLinkOptions {
   readonly log: Log;
 }
 
+/** What is said about a family, under whichever session. */
+type Offered = Omit<Publication, "sessionId" | "identity"> & {
+  readonly identity: SourceIdentity;
+};
+
 export class NodeLink implements AsyncDisposable {
   readonly #options: NodeLinkOptions;
   readonly #closing = new AbortController();
   /** The newest offer of each family. */
-  readonly #offers = new Map<string, Omit<Publication, "sessionId">>();
+  readonly #offers = new Map<string, Offered>();
   /** Families about which the coordinator has not acknowledged the newest word. */
   readonly #unsaid = new Set<string>();
   readonly #sourceIds = new Map<string, string>();
@@ -131,9 +138,10 @@ export class NodeLink implements AsyncDisposable {
     // Until it is acknowledged it has to be said again.
     this.#unsaid.add(family);
     const { id } = this.#session;
-    const { sourceId } = await client.publish({ ...offer, sessionId: id }, deadline.signal);
+    // Before the answer: a publication whose answer is lost has to be taken back as well.
+    this.#sourceIds.set(family, sourceIdOf(offer.identity));
+    await client.publish({ ...offer, sessionId: id }, deadline.signal);
     this.#unsaid.delete(family);
-    this.#sourceIds.set(family, sourceId);
   }
 
   async #takeBack(family: string): Promise<void> {

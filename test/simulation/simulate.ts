@@ -56,6 +56,7 @@ export async function playSwarm(options: SwarmOptions): Promise<SwarmResult> {
   await timeline.run(timeline.nowMs + faultsMs + 1, () => false);
   await endBoots(fleet, "after the faults");
   await timeline.run(timeline.nowMs + settleMs, () => false);
+  await checkOffers(fleet);
   await converge(fleet);
   await close(fleet);
   return {

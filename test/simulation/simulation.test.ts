@@ -5,9 +5,10 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { describe, test } from "node:test";
+import type { Defect } from "./fleet.ts";
 import { playFanOut, playSwarm, type SwarmResult } from "./simulate.ts";
 
-const seedCount = 20;
+const seedCount = 12;
 const replicas = 16;
 
 describe("simulation", () => {
@@ -32,6 +33,10 @@ describe("simulation", () => {
     await assertGood({ seed: 1, replicas: 20, isRelaying: true });
   });
 
+  test("seed 12: an offer whose answer was lost is taken back when the transfer fails", async () => {
+    await assertGood({ seed: 12, replicas: 20, isRelaying: true });
+  });
+
   test("seed 15: a marker from before the clock jumped back keeps no cache cold", async () => {
     await assertGood({ seed: 15, replicas: 20, isRelaying: true });
   });
@@ -53,42 +58,30 @@ describe("simulation", () => {
 
 describe("canary simulation", () => {
   test("targets that write what they did not verify are caught", async () => {
-    const results: SwarmResult[] = [];
-    for (let seed = 1; seed <= 12; seed++) {
-      results.push(await playSwarm({ seed, replicas: 8, isRelaying: true, defect: "blind" }));
-    }
-    const flipped = results.filter(({ faults }) => faults.includes("flip"));
-    assert.ok(flipped.length > 0);
-    const caught = flipped.filter(({ violations }) =>
-      violations.some((violation) => violation.includes("not verified")),
-    );
-    assert.ok(caught.length > 0, "no checker saw that unverified pieces were installed");
+    const caught = await firstObjection("blind", "not verified");
+    assert.ok(caught !== null, "no checker saw that unverified pieces were installed");
   });
 
   test("a source that admits everybody is caught", async () => {
-    const { violations } = await playSwarm({
-      seed: 8,
-      replicas: 12,
-      isRelaying: true,
-      defect: "crowded",
-    });
-    assert.ok(violations.some((violation) => violation.includes("readers, admits")));
+    const caught = await firstObjection("crowded", "readers, admits");
+    assert.ok(caught !== null, "no checker saw that a source served more than it admits");
   });
 
   test("a coordinator that forgets to end sessions is caught", async () => {
-    const caught: string[] = [];
-    for (let seed = 1; seed <= 12 && caught.length === 0; seed++) {
-      const { violations } = await playSwarm({
-        seed,
-        replicas: 8,
-        isRelaying: true,
-        defect: "forgetful",
-      });
-      caught.push(...violations.filter((violation) => violation.includes("ms ago")));
-    }
-    assert.ok(caught.length > 0, "no checker saw that a lost source was offered");
+    const caught = await firstObjection("forgetful", "ms ago");
+    assert.ok(caught !== null, "no checker saw that a lost source was offered");
   });
 });
+
+/** Of a dozen seeds with this defect, the first violation that says so. */
+async function firstObjection(defect: Defect, words: string): Promise<string | null> {
+  for (let seed = 1; seed <= 12; seed++) {
+    const { violations } = await playSwarm({ seed, replicas: 10, isRelaying: true, defect });
+    const objection = violations.find((violation) => violation.includes(words));
+    if (objection !== undefined) return objection;
+  }
+  return null;
+}
 
 async function assertGood(options: Parameters<typeof playSwarm>[0]): Promise<SwarmResult> {
   const result = await playSwarm(options);
