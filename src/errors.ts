@@ -529,6 +529,14 @@ export const codes = {
     means: "A token is unknown, malformed, used up or past its end.",
     next: "Make a new one with `relight trust token`.",
   },
+  unauthenticated: {
+    blame: "caller",
+    retry: "never",
+    http: 401,
+    exit: 79,
+    means: "The caller has not proved who it is.",
+    next: "Set trust.certificate, trust.key and trust.authority, or enrol with `relight run --join TOKEN`.",
+  },
   role_denied: {
     blame: "caller",
     retry: "never",

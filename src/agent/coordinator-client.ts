@@ -24,8 +24,10 @@ import {
   type WatchEvent as WatchMessage,
 } from "../protocol/gen/relight_pb.ts";
 import { channelOptions, grpcMethod } from "../protocol/grpc.ts";
+import type { TlsMaterial } from "../trust/tls-material.ts";
 import { cancelled, fromGrpc } from "./coordinator-errors.ts";
 import { openSession, type Session, type SessionHello } from "./coordinator-session.ts";
+import { fleetChannelOptions, fleetCredentials } from "./fleet-channel.ts";
 
 export type { Session, SessionChange } from "./coordinator-session.ts";
 
@@ -46,6 +48,7 @@ export interface FoundSource {
   readonly sourceId: string;
   readonly workerId: string;
   readonly artifact: ArtifactInfo;
+  /** Best first; what speaks TLS carries the SPIFFE id to expect there, `https://host:port#ID`. */
   readonly endpoints: readonly string[];
   readonly complete: boolean;
   /** Unix milliseconds. */
@@ -131,6 +134,8 @@ export interface ConnectOptions {
   readonly timeoutMs: number;
   /** In [0, 1), for the jitter of reconnecting. */
   readonly random?: () => number;
+  /** What to show at each connection; absent for a coordinator on loopback, in plaintext. */
+  readonly tls?: () => TlsMaterial;
 }
 
 /** Opens no socket before the first call. Every rejection is a RelightError. */
@@ -156,7 +161,11 @@ class GrpcCoordinatorClient implements CoordinatorClient {
   constructor(options: ConnectOptions) {
     this.#options = options;
     const channel = { ...channelOptions, ...keepalive, ...backoff, ...ownConnections };
-    this.#client = new Client(options.address, credentials.createInsecure(), channel);
+    const { address, tls } = options;
+    this.#client =
+      tls === undefined
+        ? new Client(address, credentials.createInsecure(), channel)
+        : new Client(address, fleetCredentials(tls), { ...channel, ...fleetChannelOptions });
   }
 
   async find(
@@ -365,11 +374,11 @@ function watchEvent({ kind }: WatchMessage): WatchEvent | undefined {
 }
 
 function foundSource(message: FoundSourceMessage): FoundSource {
-  const { sourceId, workerId, endpoints, complete, readers, publishedAtMs, artifact } = message;
+  const { sourceId, workerId, complete, readers, publishedAtMs, artifact } = message;
   return {
     sourceId,
     workerId,
-    endpoints,
+    endpoints: message.endpoints.map((endpoint) => endpointWith(endpoint, message.identity)),
     complete,
     readers,
     publishedAtMs: Number(publishedAtMs),
@@ -382,4 +391,9 @@ function foundSource(message: FoundSourceMessage): FoundSource {
       baseArtifactIds: artifact?.baseArtifactIds ?? [],
     },
   };
+}
+
+/** Without an id nobody can be expected there, and the byte path refuses it. */
+function endpointWith(endpoint: string, identity: string): string {
+  return endpoint.startsWith("https://") && identity !== "" ? `${endpoint}#${identity}` : endpoint;
 }

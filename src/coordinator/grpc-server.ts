@@ -3,10 +3,12 @@
 
 import type { DescMessage, DescMethod, MessageShape } from "@bufbuild/protobuf";
 import { Server, ServerCredentials, type UntypedServiceImplementation } from "@grpc/grpc-js";
+import { isLoopback } from "../core/loopback.ts";
 import { RelightError } from "../errors.ts";
 import { P2pService as P2pDescription } from "../protocol/gen/p2p_pb.ts";
 import { Coordinator } from "../protocol/gen/relight_pb.ts";
 import { channelOptions, grpcMethod } from "../protocol/grpc.ts";
+import type { Call } from "../trust/roles.ts";
 import type { P2pService } from "./p2p-service.ts";
 import type { RelightService } from "./relight-service.ts";
 import { type Handle, type RpcOptions, unary } from "./rpc.ts";
@@ -18,9 +20,11 @@ export interface Services {
 
 // A peer that vanished without closing its connection would keep its streams open for ever.
 const keepalive = { "grpc.keepalive_time_ms": 10_000, "grpc.keepalive_timeout_ms": 5_000 };
+// Far above what one agent has open at once, and little memory each.
+const streams = { "grpc.max_concurrent_streams": 1_000 };
 
 export function grpcServer(services: Services, options: RpcOptions): Server {
-  const server = new Server({ ...channelOptions, ...keepalive });
+  const server = new Server({ ...channelOptions, ...keepalive, ...streams });
   const { relight, p2p } = services;
   const { session, watch } = Coordinator.method;
   server.addService(
@@ -28,35 +32,49 @@ export function grpcServer(services: Services, options: RpcOptions): Server {
     { session: relight.session.bind(relight), watch: relight.watch.bind(relight) },
   );
   const { publish, withdraw, find, reportBoot, listBoots } = Coordinator.method;
-  addUnary(server, publish, relight.publish.bind(relight), options);
-  addUnary(server, withdraw, relight.withdraw.bind(relight), options);
-  addUnary(server, find, relight.find.bind(relight), options);
-  addUnary(server, reportBoot, relight.reportBoot.bind(relight), options);
-  addUnary(server, listBoots, relight.listBoots.bind(relight), options);
+  const add = adder(server, options);
+  add(publish, "source.publish", relight.publish.bind(relight));
+  add(withdraw, "source.update", relight.withdraw.bind(relight));
+  add(find, "source.get", relight.find.bind(relight));
+  add(reportBoot, "boot.report", relight.reportBoot.bind(relight));
+  add(listBoots, "boot.read", relight.listBoots.bind(relight));
   const { publishMetadata, listSources, getMetadata, updateStatus } = P2pDescription.method;
-  addUnary(server, publishMetadata, p2p.publishMetadata.bind(p2p), options);
-  addUnary(server, listSources, p2p.listSources.bind(p2p), options);
-  addUnary(server, getMetadata, p2p.getMetadata.bind(p2p), options);
-  addUnary(server, updateStatus, p2p.updateStatus.bind(p2p), options);
+  add(publishMetadata, "source.publish", p2p.publishMetadata.bind(p2p));
+  add(listSources, "source.list", p2p.listSources.bind(p2p));
+  add(getMetadata, "source.get", p2p.getMetadata.bind(p2p));
+  add(updateStatus, "source.update", p2p.updateStatus.bind(p2p));
   return server;
 }
 
-function addUnary<I extends DescMessage, O extends DescMessage>(
-  server: Server,
-  method: DescMethod & { readonly input: I; readonly output: O },
-  handle: Handle<MessageShape<I>, MessageShape<O>>,
-  options: RpcOptions,
-): void {
-  const name = method.localName;
-  const implementation: UntypedServiceImplementation = { [name]: unary(name, handle, options) };
-  server.addService({ [name]: grpcMethod(method) }, implementation);
+function adder(server: Server, options: RpcOptions) {
+  return <I extends DescMessage, O extends DescMessage>(
+    method: DescMethod & { readonly input: I; readonly output: O },
+    call: Call | null,
+    handle: Handle<MessageShape<I>, MessageShape<O>>,
+  ): void => {
+    const name = method.localName;
+    const implementation: UntypedServiceImplementation = {
+      [name]: unary({ name, call }, handle, options),
+    };
+    server.addService({ [name]: grpcMethod(method) }, implementation);
+  };
 }
 
-/** @throws RelightError `port_in_use`. */
-export function bindGrpc(server: Server, address: string): Promise<number> {
+/** Plaintext. @throws RelightError `port_in_use`; `config_invalid` for an address beyond loopback. */
+export function bindGrpc(
+  server: Server,
+  { host, port }: { readonly host: string; readonly port: number },
+): Promise<number> {
+  if (!isLoopback(host)) {
+    throw new RelightError(
+      "config_invalid",
+      `Cannot listen on "${host}" in plaintext: want loopback, or an authority from \`relight trust init\`, or trust.certificate, trust.key and trust.authority`,
+    );
+  }
+  const address = `${host.includes(":") ? `[${host}]` : host}:${port}`;
   return new Promise((resolve, reject) => {
-    server.bindAsync(address, ServerCredentials.createInsecure(), (cause, port) => {
-      if (cause === null) resolve(port);
+    server.bindAsync(address, ServerCredentials.createInsecure(), (cause, bound) => {
+      if (cause === null) resolve(bound);
       else
         reject(
           new RelightError("port_in_use", `Cannot listen on ${address}: ${cause.message}`, {

@@ -7,8 +7,13 @@ import { asRelightError, type RelightError } from "../errors.ts";
 import { openLmdbStore } from "../store/lmdb.ts";
 import { MemoryStore } from "../store/memory.ts";
 import type { Store } from "../store/store.ts";
+import type { BearerTokens } from "../trust/bearer.ts";
+import { tlsIdentity } from "../trust/tls-material.ts";
+import { type TlsSource, trustDomainOf } from "../trust/tls-source.ts";
+import { type Access, FleetAccess, openAccess } from "./access.ts";
 import { storeBudget } from "./budget.ts";
 import { bindGrpc, closeGrpc, grpcServer } from "./grpc-server.ts";
+import { type DoorLimits, doorLimits, FleetCredentials, openDoor } from "./grpc-tls.ts";
 import { bindHttp, closeHttp, httpServer } from "./http.ts";
 import { createMetrics } from "./metrics.ts";
 import { P2pService } from "./p2p-service.ts";
@@ -27,6 +32,8 @@ export interface Address {
 export type Notice =
   | { readonly type: "advanced"; readonly advanced: Advanced }
   | { readonly type: "not_serving"; readonly error: RelightError }
+  /** Key material or tokens could not be read again; what was read before stays in force. */
+  | { readonly type: "trust_failed"; readonly error: RelightError }
   | { readonly type: "serving" };
 
 export interface CoordinatorOptions {
@@ -41,7 +48,16 @@ export interface CoordinatorOptions {
   readonly limits?: Partial<RegistryLimits>;
   /** How long one call may take. */
   readonly budgetMs?: number;
+  /** Absent: plaintext, on loopback only, and nobody has to prove anything. */
+  readonly tls?: CoordinatorTls;
   readonly onNotice?: (notice: Notice) => void;
+}
+
+export interface CoordinatorTls {
+  readonly source: TlsSource;
+  /** For callers without a certificate; asked again every few seconds. Absent: there are none. */
+  readonly tokens?: () => BearerTokens;
+  readonly limits?: Partial<DoorLimits>;
 }
 
 export interface Coordinator extends AsyncDisposable {
@@ -56,6 +72,8 @@ export interface Coordinator extends AsyncDisposable {
 const budgetMsDefault = 10_000;
 const recallMsMax = 300_000;
 const drainMs = 500;
+/** How soon rotated files are taken up. */
+const trustEveryMs = 2_000;
 // With the grace of 4 s a lost session's sources are withheld within 4.25 s.
 const tickMs = 250;
 
@@ -76,21 +94,27 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
   using recall = storeBudget(recallMsMax);
   await registry.open(recall.signal);
   const metrics = createMetrics(registry);
+  const notice = options.onNotice ?? (() => {});
+  const { tls } = options;
+  const fleet = tls === undefined ? null : fleetAccess(tls);
+  const access: Access = fleet ?? openAccess;
   const services = {
-    relight: new RelightService(registry, { budgetMs, onBoot: metrics.boot }),
+    relight: new RelightService(registry, { budgetMs, onBoot: metrics.boot, access }),
     p2p: new P2pService(registry),
   };
-  const grpc = grpcServer(services, { budgetMs, observe: metrics.observe });
+  const grpc = grpcServer(services, { budgetMs, observe: metrics.observe, access });
   const health = addHealth(grpc);
   addReflection(grpc);
-  const grpcPort = await bindGrpc(grpc, `${bracketed(options.grpc.host)}:${options.grpc.port}`);
+  const grpcPort =
+    tls === undefined || fleet === null
+      ? await bindGrpc(grpc, options.grpc)
+      : await openSecure(grpc, { at: options.grpc, tls, fleet, opened, notice, metrics });
   opened.defer(() => closeGrpc(grpc, drainMs));
   const httpUrl = await openHttp(options.http, opened, {
     budgetMs,
     metrics,
     probe: (signal) => registry.probe(signal),
   });
-  const notice = options.onNotice ?? (() => {});
   opened.use(
     repeat(tickMs, async () => {
       using budget = storeBudget(budgetMs);
@@ -113,6 +137,47 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
     stop,
     [Symbol.asyncDispose]: stop,
   };
+}
+
+function fleetAccess({ source, tokens }: CoordinatorTls): FleetAccess {
+  const { material } = source;
+  const trustDomain = trustDomainOf(material);
+  const access = new FleetAccess({ identity: tlsIdentity(material), trustDomain, now: Date.now });
+  if (tokens !== undefined) access.setTokens(tokens());
+  return access;
+}
+
+/** @returns the port. What rotates is taken up while it runs. */
+async function openSecure(
+  grpc: Parameters<typeof closeGrpc>[0],
+  secure: {
+    readonly at: Address;
+    readonly tls: CoordinatorTls;
+    readonly fleet: FleetAccess;
+    readonly opened: AsyncDisposableStack;
+    readonly notice: (notice: Notice) => void;
+    readonly metrics: { readonly strangerRefused: () => void };
+  },
+): Promise<number> {
+  const { at, tls, fleet, opened, notice, metrics } = secure;
+  const limits = { ...doorLimits, ...tls.limits };
+  const credentials = new FleetCredentials(tls.source.material, limits);
+  const onRefused = metrics.strangerRefused;
+  const door = opened.use(await openDoor(grpc, credentials, { ...at, limits, onRefused }));
+  opened.use(
+    repeat(trustEveryMs, async () => {
+      using budget = storeBudget(trustEveryMs);
+      try {
+        if (tls.tokens !== undefined) fleet.setTokens(tls.tokens());
+        if (!(await tls.source.refresh(budget.signal))) return;
+        fleet.renew(tlsIdentity(tls.source.material));
+        credentials.renew(tls.source.material);
+      } catch (thrown) {
+        notice({ type: "trust_failed", error: asRelightError(thrown) });
+      }
+    }),
+  );
+  return door.port;
 }
 
 async function openStore(wanted: CoordinatorOptions["store"]): Promise<Store> {

@@ -10,6 +10,7 @@ export interface CoordinatorMetrics {
   readonly contentType: string;
   readonly observe: Observe;
   advanced(advanced: Advanced): void;
+  strangerRefused(): void;
   boot(boot: { readonly bootId: string; readonly record: Uint8Array }): void;
   /** The page that Prometheus reads. */
   text(): Promise<string>;
@@ -25,6 +26,7 @@ export function createMetrics(registry: Registry): CoordinatorMetrics {
       metrics.count("relight_coordinator_calls_total", { method, code: error?.code ?? "ok" });
       metrics.observe("relight_coordinator_call_duration_ms", { method }, ms);
     },
+    strangerRefused: () => metrics.count("relight_coordinator_strangers_total", {}),
     advanced: ({ sessionsLost, markedStale, removed, failure }) => {
       metrics.count("relight_coordinator_sessions_lost_total", {}, sessionsLost);
       metrics.count("relight_coordinator_sources_stale_total", {}, markedStale);

@@ -21,8 +21,9 @@ export function headOf(published: {
   status: SourceStatus;
   sessionId: string | null;
   offer: Offer | null;
+  publisher: string | null;
 }): Publication {
-  const { identity, worker, workerId, status, sessionId, offer } = published;
+  const { identity, worker, workerId, status, sessionId, offer, publisher } = published;
   const extra = identity.extraParameters;
   return {
     sourceId: sourceIdOf(identity),
@@ -30,6 +31,7 @@ export function headOf(published: {
     status,
     sessionId,
     offer,
+    publisher,
     modelName: identity.modelName,
     workerRank: worker.workerRank,
     accelerator: worker.accelerator,

@@ -25,6 +25,7 @@ import {
 import { limits } from "../protocol/limits.ts";
 import { isSourceId, sourceIdOf } from "../protocol/source-id.ts";
 import type { SourceStatus } from "../store/store.ts";
+import type { Admitted } from "./access.ts";
 import { headOf, refOf, statusOf, wireStatusOf } from "./p2p-messages.ts";
 import type { Registry } from "./registry.ts";
 import type { Listed } from "./standing.ts";
@@ -40,9 +41,10 @@ export class P2pService {
   async publishMetadata(
     request: PublishMetadataRequest,
     signal: AbortSignal,
+    by: Admitted | null = null,
   ): Promise<PublishMetadataResponse> {
     try {
-      const { sourceId, workerId } = await this.#publish(request, signal);
+      const { sourceId, workerId } = await this.#publish(request, signal, by);
       return create(PublishMetadataResponseSchema, {
         success: true,
         message: `Published worker "${workerId}" under "${sourceId}"`,
@@ -57,6 +59,7 @@ export class P2pService {
   async #publish(
     request: PublishMetadataRequest,
     signal: AbortSignal,
+    by: Admitted | null,
   ): Promise<{ sourceId: string; workerId: string }> {
     const identity = checkIdentity("identity", request.identity);
     const workerId = checkName("worker_id", request.workerId);
@@ -64,8 +67,10 @@ export class P2pService {
     if (worker === undefined)
       throw new RelightError("request_invalid", "Cannot publish: worker is absent");
     const status = publishedStatus(worker.status);
-    const head = headOf({ identity, worker, workerId, status, sessionId: null, offer: null });
-    await this.#registry.publish(head, toBinary(PublishMetadataRequestSchema, request), signal);
+    const publisher = by?.uri ?? null;
+    const none = { sessionId: null, offer: null };
+    const head = headOf({ identity, worker, workerId, status, publisher, ...none });
+    await this.#registry.publish(head, toBinary(PublishMetadataRequestSchema, request), signal, by);
     return { sourceId: head.sourceId, workerId };
   }
 
@@ -144,6 +149,7 @@ export class P2pService {
   async updateStatus(
     request: UpdateStatusRequest,
     signal: AbortSignal,
+    by: Admitted | null = null,
   ): Promise<UpdateStatusResponse> {
     try {
       const sourceId = checkSourceId("mx_source_id", request.mxSourceId);
@@ -152,7 +158,7 @@ export class P2pService {
       if (status === undefined) throw unknownStatus(request.status);
       const { workerRank } = request;
       const key = { sourceId, workerId };
-      const refusal = await this.#registry.updateStatus({ key, status, workerRank }, signal);
+      const refusal = await this.#registry.updateStatus({ key, status, workerRank }, signal, by);
       const message =
         refusal === undefined ? "" : `Cannot update "${sourceId}/${workerId}": ${refusal}`;
       return create(UpdateStatusResponseSchema, { success: refusal === undefined, message });

@@ -14,6 +14,7 @@ import type {
   Stored,
   StoredWithBody,
 } from "../store/store.ts";
+import { type Admitted, mustOwn } from "./access.ts";
 import { Deadlines } from "./deadlines.ts";
 import { Finder, type Found } from "./finder.ts";
 import { deadlineOf, due, hear, type Word } from "./lifecycle.ts";
@@ -92,7 +93,8 @@ export class Registry {
   #recall(head: SourceHead): void {
     if (head.sessionId !== null && head.status !== "stale") {
       const known = this.#sessions.get(head.sessionId);
-      const session = known ?? this.#openSession(head.sessionId, { nodeId: "", agentEndpoint: "" });
+      const unknown = { nodeId: "", agentEndpoint: "", owner: head.publisher };
+      const session = known ?? this.#openSession(head.sessionId, unknown);
       session.sources.set(keyText(head), keyOf(head));
     }
     this.#file(head);
@@ -100,12 +102,19 @@ export class Registry {
 
   // Sessions
 
-  /** Takes up the session named, or opens a new one when it has ended. */
-  hello(agent: { nodeId: string; agentEndpoint: string; sessionId: string | null }): {
+  /**
+   * Takes up the session named, or opens a new one when it has ended.
+   * @throws RelightError `role_denied` when somebody else opened it; `conflict` when too many are open.
+   */
+  hello(
+    agent: { nodeId: string; agentEndpoint: string; sessionId: string | null },
+    by: Admitted | null = null,
+  ): {
     id: string;
     resumed: boolean;
   } {
     const known = agent.sessionId === null ? undefined : this.#sessions.get(agent.sessionId);
+    if (known !== undefined) mustOwn(by, "session.open", known.owner);
     if (known !== undefined && (known.nodeId === "" || known.nodeId === agent.nodeId)) {
       known.nodeId = agent.nodeId;
       known.agentEndpoint = agent.agentEndpoint;
@@ -118,7 +127,8 @@ export class Registry {
         `Cannot open a session: ${this.limits.sessionsMax} are open`,
       );
     }
-    return { id: this.#openSession(this.#newSessionId(), agent).id, resumed: false };
+    const owned = { ...agent, owner: by?.uri ?? null };
+    return { id: this.#openSession(this.#newSessionId(), owned).id, resumed: false };
   }
 
   /** False when the session has ended: the agent must say hello again. */
@@ -136,9 +146,12 @@ export class Registry {
     if (session !== undefined) await this.#withhold(session, { type: "withdrawn" }, signal);
   }
 
-  #openSession(id: string, agent: { nodeId: string; agentEndpoint: string }): Session {
-    const { nodeId, agentEndpoint } = agent;
-    const session = this.#sessions.open({ id, nodeId, agentEndpoint, now: this.#now() });
+  #openSession(
+    id: string,
+    agent: { nodeId: string; agentEndpoint: string; owner: string | null },
+  ): Session {
+    const { nodeId, agentEndpoint, owner } = agent;
+    const session = this.#sessions.open({ id, nodeId, agentEndpoint, owner, now: this.#now() });
     this.#sessionDeadlines.add(id, this.#standing.endOf(session));
     return session;
   }
@@ -171,14 +184,24 @@ export class Registry {
   /**
    * Adds or replaces one record; durable when it resolves.
    * @throws RelightError `conflict` when the session has ended, before or while the record was
-   * written; `store_unavailable`.
+   * written; `store_unavailable`; `role_denied` when the record or the session is somebody else's.
    */
-  async publish(publication: Publication, body: Uint8Array, signal: AbortSignal): Promise<void> {
+  async publish(
+    publication: Publication,
+    body: Uint8Array,
+    signal: AbortSignal,
+    by: Admitted | null = null,
+  ): Promise<void> {
     const key = keyOf(publication);
-    const session = this.#vouching(publication);
+    // Before our session vouches for it: what is somebody else's must not fall with that.
+    if (by !== null) {
+      const present = await this.#store.get(key, signal);
+      mustOwn(by, "source.publish", present?.head.publisher ?? null);
+    }
+    const session = this.#vouching(publication, by);
     session?.sources.set(keyText(key), key);
     await this.#turns.take(keyText(key), async () => {
-      const { before, head } = await this.#replace(publication, body, signal);
+      const { before, head } = await this.#replace(publication, body, signal, by);
       if (session !== null && this.#sessions.get(session.id) !== session) {
         await this.#tellInTurn(key, { type: "withdrawn" }, signal, () => true);
         throw sessionEnded(session.id);
@@ -187,11 +210,12 @@ export class Registry {
     });
   }
 
-  #vouching(publication: Publication): Session | null {
+  #vouching(publication: Publication, by: Admitted | null): Session | null {
     const { sessionId } = publication;
     if (sessionId === null) return null;
     const session = this.#sessions.get(sessionId);
     if (session === undefined) throw sessionEnded(sessionId);
+    mustOwn(by, "source.publish", session.owner);
     const { sourcesPerSessionMax } = this.limits;
     const isNew = !session.sources.has(keyText(publication));
     if (isNew && session.sources.size >= sourcesPerSessionMax) {
@@ -207,9 +231,11 @@ export class Registry {
     publication: Publication,
     body: Uint8Array,
     signal: AbortSignal,
+    by: Admitted | null,
   ): Promise<{ before: Stored | undefined; head: SourceHead }> {
     for (let attempt = 0; attempt < writeAttemptsMax; attempt++) {
       const before = await this.#store.get(publication, signal);
+      mustOwn(by, "source.publish", before?.head.publisher ?? null);
       const now = this.#now();
       const staleBy = publication.status === "stale" ? "request" : null;
       const head = { ...publication, staleBy, updatedAtMs: now, publishedAtMs: now } as const;
@@ -225,6 +251,7 @@ export class Registry {
   async updateStatus(
     update: { key: SourceKey; status: SourceStatus; workerRank: number },
     signal: AbortSignal,
+    by: Admitted | null = null,
   ): Promise<string | undefined> {
     let reason: string | undefined = "no such worker has published";
     await this.#tell(
@@ -232,6 +259,7 @@ export class Registry {
       { type: "status", status: update.status },
       signal,
       (head, refusal) => {
+        mustOwn(by, "source.update", head.publisher);
         reason = refusal ?? this.#refusal(head, update);
         return reason === undefined;
       },
@@ -256,9 +284,11 @@ export class Registry {
   async withdraw(
     what: { sessionId: string; workerId: string; sourceId: string | null },
     signal: AbortSignal,
+    by: Admitted | null = null,
   ): Promise<number> {
     const session = this.#sessions.get(what.sessionId);
     if (session === undefined) throw sessionEnded(what.sessionId);
+    mustOwn(by, "source.update", session.owner);
     const keys = [...session.sources.values()].filter(
       (key) =>
         key.workerId === what.workerId &&

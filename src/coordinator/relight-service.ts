@@ -43,10 +43,11 @@ import {
 import { limits } from "../protocol/limits.ts";
 import { sourceIdOf } from "../protocol/source-id.ts";
 import type { Boot, SourceHead } from "../store/store.ts";
+import { type Access, type Admitted, openAccess } from "./access.ts";
 import { storeBudget } from "./budget.ts";
 import { headOf } from "./p2p-messages.ts";
 import type { Registry } from "./registry.ts";
-import { asStatus } from "./rpc.ts";
+import { asStatus, presentedBy } from "./rpc.ts";
 import {
   checkBoot,
   checkEndpoint,
@@ -67,14 +68,23 @@ export class RelightService {
   readonly #registry: Registry;
   readonly #budgetMs: number;
   readonly #onBoot: (boot: Boot) => void;
+  readonly #access: Access;
 
-  constructor(registry: Registry, options: { budgetMs: number; onBoot?: (boot: Boot) => void }) {
+  constructor(
+    registry: Registry,
+    options: { budgetMs: number; onBoot?: (boot: Boot) => void; access?: Access },
+  ) {
     this.#registry = registry;
+    this.#access = options.access ?? openAccess;
     this.#budgetMs = options.budgetMs;
     this.#onBoot = options.onBoot ?? (() => {});
   }
 
-  async publish(request: PublishRequest, signal: AbortSignal): Promise<PublishResponse> {
+  async publish(
+    request: PublishRequest,
+    signal: AbortSignal,
+    by: Admitted | null = null,
+  ): Promise<PublishResponse> {
     const identity = checkIdentity("identity", request.identity);
     const offer = checkOffer(request);
     const status = publishedStatus(request.status);
@@ -94,17 +104,23 @@ export class RelightService {
       },
     });
     const sessionId = checkName("session_id", request.sessionId);
-    const head = headOf({ identity, worker, workerId, status, sessionId, offer });
+    const publisher = by?.uri ?? null;
+    const head = headOf({ identity, worker, workerId, status, sessionId, offer, publisher });
     const body = create(PublishMetadataRequestSchema, { identity, worker, workerId });
-    await this.#registry.publish(head, toBinary(PublishMetadataRequestSchema, body), signal);
+    await this.#registry.publish(head, toBinary(PublishMetadataRequestSchema, body), signal, by);
     return create(PublishResponseSchema, { sourceId: head.sourceId });
   }
 
-  async withdraw(request: WithdrawRequest, signal: AbortSignal): Promise<WithdrawResponse> {
+  async withdraw(
+    request: WithdrawRequest,
+    signal: AbortSignal,
+    by: Admitted | null = null,
+  ): Promise<WithdrawResponse> {
     const sourceId = request.sourceId === "" ? null : checkSourceId("source_id", request.sourceId);
     const workerId = checkName("worker_id", request.workerId);
     const sessionId = checkName("session_id", request.sessionId);
-    const withdrawn = await this.#registry.withdraw({ sessionId, workerId, sourceId }, signal);
+    const what = { sessionId, workerId, sourceId };
+    const withdrawn = await this.#registry.withdraw(what, signal, by);
     return create(WithdrawResponseSchema, { withdrawn });
   }
 
@@ -149,7 +165,10 @@ export class RelightService {
     };
     const hear = (request: SessionRequest): void => {
       const { kind } = request;
-      if (kind.case === "hello" && sessionId === null) sessionId = this.#welcome(call, kind.value);
+      // Each word anew: a stream lives longer than a certificate.
+      const by = this.#access.admit(presentedBy(call), "session.open");
+      if (kind.case === "hello" && sessionId === null)
+        sessionId = this.#welcome(call, kind.value, by);
       else if (kind.case === "heartbeat" && sessionId !== null) {
         if (!this.#registry.heartbeat(sessionId, kind.value.readers)) throw ended(sessionId);
       } else if (kind.case === "goodbye" && sessionId !== null) this.#goodbye(call, sessionId);
@@ -171,16 +190,17 @@ export class RelightService {
     call.on("error", ignore);
   }
 
-  #welcome(call: ServerDuplexStream<SessionRequest, SessionEvent>, hello: Hello): string {
+  #welcome(
+    call: ServerDuplexStream<SessionRequest, SessionEvent>,
+    hello: Hello,
+    by: Admitted | null,
+  ): string {
     const nodeId = checkName("node_id", hello.nodeId);
     const agentEndpoint =
       hello.agentEndpoint === "" ? "" : checkEndpoint("agent_endpoint", hello.agentEndpoint);
     const { heartbeatMs, sessionGraceMs: graceMs } = this.#registry.limits;
-    const { id, resumed } = this.#registry.hello({
-      nodeId,
-      agentEndpoint,
-      sessionId: hello.sessionId ?? null,
-    });
+    const agent = { nodeId, agentEndpoint, sessionId: hello.sessionId ?? null };
+    const { id, resumed } = this.#registry.hello(agent, by);
     const value = { sessionId: id, heartbeatMs, graceMs, resumed };
     call.write(create(SessionEventSchema, { kind: { case: "welcome", value } }));
     return id;
@@ -222,6 +242,7 @@ export class RelightService {
     call.on("cancelled", stop);
     call.on("error", ignore);
     const run = async (): Promise<void> => {
+      this.#access.admit(presentedBy(call), "source.watch");
       const sourceIds = checkIdentities(call.request.identities).map((identity) =>
         sourceIdOf(identity),
       );
@@ -259,11 +280,12 @@ function publishedStatus(status: WireStatus): "initializing" | "ready" {
 }
 
 function foundMessage(head: SourceHead, readers: number): FoundSource {
-  const { sourceId, workerId, publishedAtMs, offer } = head;
+  const { sourceId, workerId, publishedAtMs, offer, publisher } = head;
   return create(FoundSourceSchema, {
     sourceId,
     workerId,
     readers,
+    identity: publisher ?? "",
     publishedAtMs: BigInt(publishedAtMs),
     complete: offer?.complete ?? false,
     endpoints: [...(offer?.endpoints ?? [])],

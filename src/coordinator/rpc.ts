@@ -5,16 +5,20 @@
 import {
   type handleUnaryCall,
   Metadata,
+  type ServerUnaryCall,
   type ServiceError,
   type StatusObject,
 } from "@grpc/grpc-js";
 import { asRelightError, RelightError } from "../errors.ts";
 import { codeTrailer, grpcStatus } from "../protocol/grpc.ts";
+import type { Call } from "../trust/roles.ts";
+import type { Access, Admitted, Presented } from "./access.ts";
 import { storeBudget } from "./budget.ts";
 
 export type Handle<Request, Response> = (
   request: Request,
   signal: AbortSignal,
+  by: Admitted | null,
 ) => Promise<Response>;
 
 /** Told of every finished call: for metrics and the log. */
@@ -24,10 +28,28 @@ export interface RpcOptions {
   /** How long a handler may take, whatever deadline the client set. */
   readonly budgetMs: number;
   readonly observe: Observe;
+  readonly access: Access;
+}
+
+/** What a method is, in the table of roles; null for one that looks at who calls by itself. */
+export interface Method {
+  readonly name: string;
+  readonly call: Call | null;
+}
+
+/** What a call of any kind shows about its caller. */
+type Shown = Pick<ServerUnaryCall<unknown, unknown>, "getAuthContext" | "metadata">;
+
+export function presentedBy(call: Shown): Presented {
+  const [authorization] = call.metadata.get("authorization");
+  return {
+    certificate: call.getAuthContext()?.sslPeerCertificate ?? null,
+    authorization: typeof authorization === "string" ? authorization : null,
+  };
 }
 
 export function unary<Request, Response>(
-  method: string,
+  { name: method, call: kind }: Method,
   handle: Handle<Request, Response>,
   options: RpcOptions,
 ): handleUnaryCall<Request, Response> {
@@ -41,7 +63,11 @@ export function unary<Request, Response>(
       call.off("cancelled", cancel);
       options.observe({ method, ms: performance.now() - startedMs, error });
     };
-    handle(call.request, budget.signal).then(
+    const answer = async (): Promise<Response> => {
+      const by = kind === null ? null : options.access.admit(presentedBy(call), kind);
+      return await handle(call.request, budget.signal, by);
+    };
+    answer().then(
       (response) => {
         finish(null);
         callback(null, response);

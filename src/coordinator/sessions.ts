@@ -7,6 +7,8 @@ import type { SourceKey } from "../store/store.ts";
 
 export interface Session {
   readonly id: string;
+  /** The SPIFFE id of whoever opened it; null where nobody had to prove anything. */
+  readonly owner: string | null;
   nodeId: string;
   agentEndpoint: string;
   readonly sources: Map<string, SourceKey>;
@@ -21,9 +23,17 @@ export class Sessions {
     return this.#sessions.size;
   }
 
-  open(at: { id: string; nodeId: string; agentEndpoint: string; now: number }): Session {
-    const { id, nodeId, agentEndpoint } = at;
-    const session = { id, nodeId, agentEndpoint, sources: new Map(), heardMs: at.now, readers: 0 };
+  open(at: Pick<Session, "id" | "owner" | "nodeId" | "agentEndpoint"> & { now: number }): Session {
+    const { id, owner, nodeId, agentEndpoint } = at;
+    const session = {
+      id,
+      owner,
+      nodeId,
+      agentEndpoint,
+      sources: new Map(),
+      heardMs: at.now,
+      readers: 0,
+    };
     this.#sessions.set(id, session);
     return session;
   }

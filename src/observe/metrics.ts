@@ -41,6 +41,12 @@ export const metrics = {
     about: "From a call's arrival to its answer.",
     buckets: [0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 1_000, 5_000],
   },
+  relight_coordinator_strangers_total: {
+    type: "counter",
+    unit: "connections",
+    labels: [],
+    about: "TLS connections ended unheard: too many at once, or too many handshakes in one second.",
+  },
   relight_coordinator_sources: {
     type: "gauge",
     unit: "records",

@@ -39,6 +39,37 @@ export function readPrivate(file: string, bytesMax: number): Buffer | null {
   }
 }
 
+/**
+ * A file that somebody else puts in its place, such as a mounted secret: links are followed, and its
+ * owner may be another; null when there is none.
+ * @throws RelightError `key_unsafe` for anything but a regular file, one larger than `bytesMax`, and,
+ *   unless it `isPublic`, one that everybody may touch.
+ */
+export function readSecret(
+  file: string,
+  { bytesMax, isPublic }: { readonly bytesMax: number; readonly isPublic: boolean },
+): Buffer | null {
+  const { O_RDONLY, O_NONBLOCK } = fs.constants;
+  let handle: number;
+  try {
+    handle = fs.openSync(file, O_RDONLY | O_NONBLOCK);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return null;
+    throw fromNodeError(error, `read "${file}"`);
+  }
+  try {
+    const { mode, size } = fs.fstatSync(handle);
+    if ((mode & fs.constants.S_IFMT) !== fs.constants.S_IFREG)
+      return unsafe(file, "it is not a regular file");
+    if (!isPublic && (mode & 0o007) !== 0)
+      return unsafe(file, `its mode is ${(mode & 0o777).toString(8)}, want 640 or less`);
+    if (size > bytesMax) return unsafe(file, `it has ${size} bytes, want at most ${bytesMax}`);
+    return fs.readFileSync(handle);
+  } finally {
+    fs.closeSync(handle);
+  }
+}
+
 /** Writes a secret unless one stands there already; whichever won is then the one to read. */
 export function createPrivate(file: string, bytes: Buffer): void {
   const temporary = `${file}.${randomBytes(6).toString("hex")}.tmp`;

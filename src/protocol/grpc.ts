@@ -50,6 +50,8 @@ export function codeNamed(text: unknown): Code | undefined {
 
 const statusOfHttp = new Map<number, status>([
   [400, status.INVALID_ARGUMENT],
+  [401, status.UNAUTHENTICATED],
+  [403, status.PERMISSION_DENIED],
   [404, status.NOT_FOUND],
   [409, status.FAILED_PRECONDITION],
   [499, status.CANCELLED],

@@ -10,11 +10,12 @@ export const formatVersion = 1;
 
 export function encodeHead(head: SourceHead): readonly unknown[] {
   const { status, staleBy, updatedAtMs, publishedAtMs, sessionId, modelName, workerRank } = head;
-  const { accelerator, trainingStep, layoutSignature, offer } = head;
+  const { accelerator, trainingStep, layoutSignature, offer, publisher } = head;
   const step = trainingStep === null ? null : String(trainingStep);
   const times = [updatedAtMs, publishedAtMs];
   const worker = [sessionId, modelName, workerRank, accelerator, step, layoutSignature];
-  return [status, staleBy, ...times, ...worker, offer === null ? null : encodeOffer(offer)];
+  const offered = offer === null ? null : encodeOffer(offer);
+  return [status, staleBy, ...times, ...worker, offered, publisher];
 }
 
 function encodeOffer(offer: Offer): readonly unknown[] {
@@ -41,6 +42,7 @@ export function decodeHead({ sourceId, workerId }: SourceKey, value: unknown): S
     trainingStep: fields.bigintOrNull(),
     layoutSignature: fields.textOrNull(),
     offer: decodeOffer(fields),
+    publisher: fields.textOrAbsent(),
   };
 }
 
@@ -113,6 +115,11 @@ class Fields {
   textOrNull(): string | null {
     const value = this.#take();
     return value === null || typeof value === "string" ? value : this.#refuse();
+  }
+
+  /** For a field that earlier versions did not write. */
+  textOrAbsent(): string | null {
+    return this.#next < this.#values.length ? this.textOrNull() : null;
   }
 
   texts(): readonly string[] {

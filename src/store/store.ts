@@ -48,6 +48,8 @@ export interface SourceHead extends SourceKey {
   readonly accelerator: string;
   readonly trainingStep: bigint | null;
   readonly layoutSignature: string | null;
+  /** The SPIFFE id of whoever published it; null where nobody had to prove anything. */
+  readonly publisher: string | null;
   readonly offer: Offer | null;
 }
 

@@ -17,6 +17,7 @@ export function sourceHead(fields: Partial<SourceHead> = {}): SourceHead {
     accelerator: "cuda",
     trainingStep: null,
     layoutSignature: null,
+    publisher: null,
     offer: offer(),
     ...fields,
   };

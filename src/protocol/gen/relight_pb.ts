@@ -19,7 +19,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file relight.proto.
  */
 export const file_relight: GenFile = /*@__PURE__*/
-  fileDesc("Cg1yZWxpZ2h0LnByb3RvEgpyZWxpZ2h0LnYxIpABCg5TZXNzaW9uUmVxdWVzdBIiCgVoZWxsbxgBIAEoCzIRLnJlbGlnaHQudjEuSGVsbG9IABIqCgloZWFydGJlYXQYAiABKAsyFS5yZWxpZ2h0LnYxLkhlYXJ0YmVhdEgAEiYKB2dvb2RieWUYAyABKAsyEy5yZWxpZ2h0LnYxLkdvb2RieWVIAEIGCgRraW5kIlgKBUhlbGxvEg8KB25vZGVfaWQYASABKAkSFgoOYWdlbnRfZW5kcG9pbnQYAiABKAkSFwoKc2Vzc2lvbl9pZBgDIAEoCUgAiAEBQg0KC19zZXNzaW9uX2lkIhwKCUhlYXJ0YmVhdBIPCgdyZWFkZXJzGAEgASgNIgkKB0dvb2RieWUiPgoMU2Vzc2lvbkV2ZW50EiYKB3dlbGNvbWUYASABKAsyEy5yZWxpZ2h0LnYxLldlbGNvbWVIAEIGCgRraW5kIlYKB1dlbGNvbWUSEgoKc2Vzc2lvbl9pZBgBIAEoCRIUCgxoZWFydGJlYXRfbXMYAiABKA0SDwoHcmVzdW1lZBgDIAEoCBIQCghncmFjZV9tcxgEIAEoDSKIAQoIQXJ0aWZhY3QSEwoLYXJ0aWZhY3RfaWQYASABKAkSDgoGZmFtaWx5GAIgASgJEhMKC3RvdGFsX2J5dGVzGAMgASgEEhIKCmZpbGVfY291bnQYBCABKA0SEwoLcGllY2VfY291bnQYBSABKA0SGQoRYmFzZV9hcnRpZmFjdF9pZHMYBiADKAkilAIKDlB1Ymxpc2hSZXF1ZXN0EhIKCnNlc3Npb25faWQYASABKAkSMwoIaWRlbnRpdHkYAiABKAsyIS5tb2RlbF9leHByZXNzLnAycC5Tb3VyY2VJZGVudGl0eRIRCgl3b3JrZXJfaWQYAyABKAkSJgoIYXJ0aWZhY3QYBCABKAsyFC5yZWxpZ2h0LnYxLkFydGlmYWN0EhEKCWVuZHBvaW50cxgFIAMoCRIQCghjb21wbGV0ZRgGIAEoCBIvCgZzdGF0dXMYByABKA4yHy5tb2RlbF9leHByZXNzLnAycC5Tb3VyY2VTdGF0dXMSEwoLd29ya2VyX3JhbmsYCCABKA0SEwoLYWNjZWxlcmF0b3IYCSABKAkiJAoPUHVibGlzaFJlc3BvbnNlEhEKCXNvdXJjZV9pZBgBIAEoCSJLCg9XaXRoZHJhd1JlcXVlc3QSEgoKc2Vzc2lvbl9pZBgBIAEoCRIRCgl3b3JrZXJfaWQYAiABKAkSEQoJc291cmNlX2lkGAMgASgJIiUKEFdpdGhkcmF3UmVzcG9uc2USEQoJd2l0aGRyYXduGAEgASgNIm4KC0ZpbmRSZXF1ZXN0EjUKCmlkZW50aXRpZXMYASADKAsyIS5tb2RlbF9leHByZXNzLnAycC5Tb3VyY2VJZGVudGl0eRIZChFleGNsdWRlX3dvcmtlcl9pZBgCIAEoCRINCgVsaW1pdBgDIAEoDSKqAQoLRm91bmRTb3VyY2USEQoJc291cmNlX2lkGAEgASgJEhEKCXdvcmtlcl9pZBgCIAEoCRImCghhcnRpZmFjdBgDIAEoCzIULnJlbGlnaHQudjEuQXJ0aWZhY3QSEQoJZW5kcG9pbnRzGAQgAygJEhAKCGNvbXBsZXRlGAUgASgIEhcKD3B1Ymxpc2hlZF9hdF9tcxgGIAEoAxIPCgdyZWFkZXJzGAcgASgNIksKDEZvdW5kU291cmNlcxIRCglzb3VyY2VfaWQYASABKAkSKAoHc291cmNlcxgCIAMoCzIXLnJlbGlnaHQudjEuRm91bmRTb3VyY2UiOQoMRmluZFJlc3BvbnNlEikKB3Jlc3VsdHMYASADKAsyGC5yZWxpZ2h0LnYxLkZvdW5kU291cmNlcyJFCgxXYXRjaFJlcXVlc3QSNQoKaWRlbnRpdGllcxgBIAMoCzIhLm1vZGVsX2V4cHJlc3MucDJwLlNvdXJjZUlkZW50aXR5IssBCgpXYXRjaEV2ZW50EigKBWFkZGVkGAEgASgLMhcucmVsaWdodC52MS5Gb3VuZFNvdXJjZUgAEioKB3VwZGF0ZWQYAiABKAsyFy5yZWxpZ2h0LnYxLkZvdW5kU291cmNlSAASLAoHcmVtb3ZlZBgDIAEoCzIZLnJlbGlnaHQudjEuUmVtb3ZlZFNvdXJjZUgAEjEKDXNuYXBzaG90X2RvbmUYBCABKAsyGC5yZWxpZ2h0LnYxLlNuYXBzaG90RG9uZUgAQgYKBGtpbmQiNQoNUmVtb3ZlZFNvdXJjZRIRCglzb3VyY2VfaWQYASABKAkSEQoJd29ya2VyX2lkGAIgASgJIg4KDFNuYXBzaG90RG9uZSKNAQoKQm9vdFJlcG9ydBIPCgdib290X2lkGAEgASgJEg8KB25vZGVfaWQYAiABKAkSDQoFbW9kZWwYAyABKAkSFQoNc3RhcnRlZF9hdF9tcxgEIAEoAxIVCghyZWFkeV9tcxgFIAEoBEgAiAEBEhMKC3JlY29yZF9qc29uGAYgASgMQgsKCV9yZWFkeV9tcyI7ChFSZXBvcnRCb290UmVxdWVzdBImCgZyZXBvcnQYASABKAsyFi5yZWxpZ2h0LnYxLkJvb3RSZXBvcnQiFAoSUmVwb3J0Qm9vdFJlc3BvbnNlIiEKEExpc3RCb290c1JlcXVlc3QSDQoFbGltaXQYASABKA0iOgoRTGlzdEJvb3RzUmVzcG9uc2USJQoFYm9vdHMYASADKAsyFi5yZWxpZ2h0LnYxLkJvb3RSZXBvcnQy7AMKC0Nvb3JkaW5hdG9yEkMKB1Nlc3Npb24SGi5yZWxpZ2h0LnYxLlNlc3Npb25SZXF1ZXN0GhgucmVsaWdodC52MS5TZXNzaW9uRXZlbnQoATABEkIKB1B1Ymxpc2gSGi5yZWxpZ2h0LnYxLlB1Ymxpc2hSZXF1ZXN0GhsucmVsaWdodC52MS5QdWJsaXNoUmVzcG9uc2USRQoIV2l0aGRyYXcSGy5yZWxpZ2h0LnYxLldpdGhkcmF3UmVxdWVzdBocLnJlbGlnaHQudjEuV2l0aGRyYXdSZXNwb25zZRI5CgRGaW5kEhcucmVsaWdodC52MS5GaW5kUmVxdWVzdBoYLnJlbGlnaHQudjEuRmluZFJlc3BvbnNlEjsKBVdhdGNoEhgucmVsaWdodC52MS5XYXRjaFJlcXVlc3QaFi5yZWxpZ2h0LnYxLldhdGNoRXZlbnQwARJLCgpSZXBvcnRCb290Eh0ucmVsaWdodC52MS5SZXBvcnRCb290UmVxdWVzdBoeLnJlbGlnaHQudjEuUmVwb3J0Qm9vdFJlc3BvbnNlEkgKCUxpc3RCb290cxIcLnJlbGlnaHQudjEuTGlzdEJvb3RzUmVxdWVzdBodLnJlbGlnaHQudjEuTGlzdEJvb3RzUmVzcG9uc2ViBnByb3RvMw", [file_p2p]);
+  fileDesc("Cg1yZWxpZ2h0LnByb3RvEgpyZWxpZ2h0LnYxIpABCg5TZXNzaW9uUmVxdWVzdBIiCgVoZWxsbxgBIAEoCzIRLnJlbGlnaHQudjEuSGVsbG9IABIqCgloZWFydGJlYXQYAiABKAsyFS5yZWxpZ2h0LnYxLkhlYXJ0YmVhdEgAEiYKB2dvb2RieWUYAyABKAsyEy5yZWxpZ2h0LnYxLkdvb2RieWVIAEIGCgRraW5kIlgKBUhlbGxvEg8KB25vZGVfaWQYASABKAkSFgoOYWdlbnRfZW5kcG9pbnQYAiABKAkSFwoKc2Vzc2lvbl9pZBgDIAEoCUgAiAEBQg0KC19zZXNzaW9uX2lkIhwKCUhlYXJ0YmVhdBIPCgdyZWFkZXJzGAEgASgNIgkKB0dvb2RieWUiPgoMU2Vzc2lvbkV2ZW50EiYKB3dlbGNvbWUYASABKAsyEy5yZWxpZ2h0LnYxLldlbGNvbWVIAEIGCgRraW5kIlYKB1dlbGNvbWUSEgoKc2Vzc2lvbl9pZBgBIAEoCRIUCgxoZWFydGJlYXRfbXMYAiABKA0SDwoHcmVzdW1lZBgDIAEoCBIQCghncmFjZV9tcxgEIAEoDSKIAQoIQXJ0aWZhY3QSEwoLYXJ0aWZhY3RfaWQYASABKAkSDgoGZmFtaWx5GAIgASgJEhMKC3RvdGFsX2J5dGVzGAMgASgEEhIKCmZpbGVfY291bnQYBCABKA0SEwoLcGllY2VfY291bnQYBSABKA0SGQoRYmFzZV9hcnRpZmFjdF9pZHMYBiADKAkilAIKDlB1Ymxpc2hSZXF1ZXN0EhIKCnNlc3Npb25faWQYASABKAkSMwoIaWRlbnRpdHkYAiABKAsyIS5tb2RlbF9leHByZXNzLnAycC5Tb3VyY2VJZGVudGl0eRIRCgl3b3JrZXJfaWQYAyABKAkSJgoIYXJ0aWZhY3QYBCABKAsyFC5yZWxpZ2h0LnYxLkFydGlmYWN0EhEKCWVuZHBvaW50cxgFIAMoCRIQCghjb21wbGV0ZRgGIAEoCBIvCgZzdGF0dXMYByABKA4yHy5tb2RlbF9leHByZXNzLnAycC5Tb3VyY2VTdGF0dXMSEwoLd29ya2VyX3JhbmsYCCABKA0SEwoLYWNjZWxlcmF0b3IYCSABKAkiJAoPUHVibGlzaFJlc3BvbnNlEhEKCXNvdXJjZV9pZBgBIAEoCSJLCg9XaXRoZHJhd1JlcXVlc3QSEgoKc2Vzc2lvbl9pZBgBIAEoCRIRCgl3b3JrZXJfaWQYAiABKAkSEQoJc291cmNlX2lkGAMgASgJIiUKEFdpdGhkcmF3UmVzcG9uc2USEQoJd2l0aGRyYXduGAEgASgNIm4KC0ZpbmRSZXF1ZXN0EjUKCmlkZW50aXRpZXMYASADKAsyIS5tb2RlbF9leHByZXNzLnAycC5Tb3VyY2VJZGVudGl0eRIZChFleGNsdWRlX3dvcmtlcl9pZBgCIAEoCRINCgVsaW1pdBgDIAEoDSK8AQoLRm91bmRTb3VyY2USEQoJc291cmNlX2lkGAEgASgJEhEKCXdvcmtlcl9pZBgCIAEoCRImCghhcnRpZmFjdBgDIAEoCzIULnJlbGlnaHQudjEuQXJ0aWZhY3QSEQoJZW5kcG9pbnRzGAQgAygJEhAKCGNvbXBsZXRlGAUgASgIEhcKD3B1Ymxpc2hlZF9hdF9tcxgGIAEoAxIPCgdyZWFkZXJzGAcgASgNEhAKCGlkZW50aXR5GAggASgJIksKDEZvdW5kU291cmNlcxIRCglzb3VyY2VfaWQYASABKAkSKAoHc291cmNlcxgCIAMoCzIXLnJlbGlnaHQudjEuRm91bmRTb3VyY2UiOQoMRmluZFJlc3BvbnNlEikKB3Jlc3VsdHMYASADKAsyGC5yZWxpZ2h0LnYxLkZvdW5kU291cmNlcyJFCgxXYXRjaFJlcXVlc3QSNQoKaWRlbnRpdGllcxgBIAMoCzIhLm1vZGVsX2V4cHJlc3MucDJwLlNvdXJjZUlkZW50aXR5IssBCgpXYXRjaEV2ZW50EigKBWFkZGVkGAEgASgLMhcucmVsaWdodC52MS5Gb3VuZFNvdXJjZUgAEioKB3VwZGF0ZWQYAiABKAsyFy5yZWxpZ2h0LnYxLkZvdW5kU291cmNlSAASLAoHcmVtb3ZlZBgDIAEoCzIZLnJlbGlnaHQudjEuUmVtb3ZlZFNvdXJjZUgAEjEKDXNuYXBzaG90X2RvbmUYBCABKAsyGC5yZWxpZ2h0LnYxLlNuYXBzaG90RG9uZUgAQgYKBGtpbmQiNQoNUmVtb3ZlZFNvdXJjZRIRCglzb3VyY2VfaWQYASABKAkSEQoJd29ya2VyX2lkGAIgASgJIg4KDFNuYXBzaG90RG9uZSKNAQoKQm9vdFJlcG9ydBIPCgdib290X2lkGAEgASgJEg8KB25vZGVfaWQYAiABKAkSDQoFbW9kZWwYAyABKAkSFQoNc3RhcnRlZF9hdF9tcxgEIAEoAxIVCghyZWFkeV9tcxgFIAEoBEgAiAEBEhMKC3JlY29yZF9qc29uGAYgASgMQgsKCV9yZWFkeV9tcyI7ChFSZXBvcnRCb290UmVxdWVzdBImCgZyZXBvcnQYASABKAsyFi5yZWxpZ2h0LnYxLkJvb3RSZXBvcnQiFAoSUmVwb3J0Qm9vdFJlc3BvbnNlIiAKDEVucm9sUmVxdWVzdBIQCghlbnZlbG9wZRgBIAEoDCJOCg1FbnJvbFJlc3BvbnNlEhMKC2NlcnRpZmljYXRlGAEgASgMEhMKC2F1dGhvcml0aWVzGAIgAygMEhMKC2Vudmlyb25tZW50GAMgASgJIiEKEExpc3RCb290c1JlcXVlc3QSDQoFbGltaXQYASABKA0iOgoRTGlzdEJvb3RzUmVzcG9uc2USJQoFYm9vdHMYASADKAsyFi5yZWxpZ2h0LnYxLkJvb3RSZXBvcnQyqgQKC0Nvb3JkaW5hdG9yEkMKB1Nlc3Npb24SGi5yZWxpZ2h0LnYxLlNlc3Npb25SZXF1ZXN0GhgucmVsaWdodC52MS5TZXNzaW9uRXZlbnQoATABEkIKB1B1Ymxpc2gSGi5yZWxpZ2h0LnYxLlB1Ymxpc2hSZXF1ZXN0GhsucmVsaWdodC52MS5QdWJsaXNoUmVzcG9uc2USRQoIV2l0aGRyYXcSGy5yZWxpZ2h0LnYxLldpdGhkcmF3UmVxdWVzdBocLnJlbGlnaHQudjEuV2l0aGRyYXdSZXNwb25zZRI5CgRGaW5kEhcucmVsaWdodC52MS5GaW5kUmVxdWVzdBoYLnJlbGlnaHQudjEuRmluZFJlc3BvbnNlEjsKBVdhdGNoEhgucmVsaWdodC52MS5XYXRjaFJlcXVlc3QaFi5yZWxpZ2h0LnYxLldhdGNoRXZlbnQwARJLCgpSZXBvcnRCb290Eh0ucmVsaWdodC52MS5SZXBvcnRCb290UmVxdWVzdBoeLnJlbGlnaHQudjEuUmVwb3J0Qm9vdFJlc3BvbnNlEkgKCUxpc3RCb290cxIcLnJlbGlnaHQudjEuTGlzdEJvb3RzUmVxdWVzdBodLnJlbGlnaHQudjEuTGlzdEJvb3RzUmVzcG9uc2USPAoFRW5yb2wSGC5yZWxpZ2h0LnYxLkVucm9sUmVxdWVzdBoZLnJlbGlnaHQudjEuRW5yb2xSZXNwb25zZWIGcHJvdG8z", [file_p2p]);
 
 /**
  * @generated from message relight.v1.SessionRequest
@@ -429,6 +429,14 @@ export type FoundSource = Message<"relight.v1.FoundSource"> & {
    * @generated from field: uint32 readers = 7;
    */
   readers: number;
+
+  /**
+   * The SPIFFE id that the publisher proved to the coordinator; whoever reads from its https endpoints
+   * accepts nobody else there. Empty where the coordinator listens on loopback only.
+   *
+   * @generated from field: string identity = 8;
+   */
+  identity: string;
 };
 
 /**
@@ -653,6 +661,58 @@ export const ReportBootResponseSchema: GenMessage<ReportBootResponse> = /*@__PUR
   messageDesc(file_relight, 21);
 
 /**
+ * @generated from message relight.v1.EnrolRequest
+ */
+export type EnrolRequest = Message<"relight.v1.EnrolRequest"> & {
+  /**
+   * A DSSE envelope, signed by the key that is to be certified: docs/security.md.
+   *
+   * @generated from field: bytes envelope = 1;
+   */
+  envelope: Uint8Array;
+};
+
+/**
+ * Describes the message relight.v1.EnrolRequest.
+ * Use `create(EnrolRequestSchema)` to create a new message.
+ */
+export const EnrolRequestSchema: GenMessage<EnrolRequest> = /*@__PURE__*/
+  messageDesc(file_relight, 22);
+
+/**
+ * @generated from message relight.v1.EnrolResponse
+ */
+export type EnrolResponse = Message<"relight.v1.EnrolResponse"> & {
+  /**
+   * X.509 in DER, the caller's own.
+   *
+   * @generated from field: bytes certificate = 1;
+   */
+  certificate: Uint8Array;
+
+  /**
+   * X.509 in DER: whom members of the fleet believe.
+   *
+   * @generated from field: repeated bytes authorities = 2;
+   */
+  authorities: Uint8Array[];
+
+  /**
+   * The environment that the token is for; empty for a renewal.
+   *
+   * @generated from field: string environment = 3;
+   */
+  environment: string;
+};
+
+/**
+ * Describes the message relight.v1.EnrolResponse.
+ * Use `create(EnrolResponseSchema)` to create a new message.
+ */
+export const EnrolResponseSchema: GenMessage<EnrolResponse> = /*@__PURE__*/
+  messageDesc(file_relight, 23);
+
+/**
  * @generated from message relight.v1.ListBootsRequest
  */
 export type ListBootsRequest = Message<"relight.v1.ListBootsRequest"> & {
@@ -669,7 +729,7 @@ export type ListBootsRequest = Message<"relight.v1.ListBootsRequest"> & {
  * Use `create(ListBootsRequestSchema)` to create a new message.
  */
 export const ListBootsRequestSchema: GenMessage<ListBootsRequest> = /*@__PURE__*/
-  messageDesc(file_relight, 22);
+  messageDesc(file_relight, 24);
 
 /**
  * @generated from message relight.v1.ListBootsResponse
@@ -686,7 +746,7 @@ export type ListBootsResponse = Message<"relight.v1.ListBootsResponse"> & {
  * Use `create(ListBootsResponseSchema)` to create a new message.
  */
 export const ListBootsResponseSchema: GenMessage<ListBootsResponse> = /*@__PURE__*/
-  messageDesc(file_relight, 23);
+  messageDesc(file_relight, 25);
 
 /**
  * @generated from service relight.v1.Coordinator
@@ -763,6 +823,17 @@ export const Coordinator: GenService<{
     methodKind: "unary";
     input: typeof ListBootsRequestSchema;
     output: typeof ListBootsResponseSchema;
+  },
+  /**
+   * A short-lived certificate for the caller's own key: by a join token, or by the certificate that
+   * the caller shows. The only call here that a caller without a certificate may make.
+   *
+   * @generated from rpc relight.v1.Coordinator.Enrol
+   */
+  enrol: {
+    methodKind: "unary";
+    input: typeof EnrolRequestSchema;
+    output: typeof EnrolResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_relight, 0);

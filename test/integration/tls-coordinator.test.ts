@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// The coordinator behind mutual TLS 1.3: who gets in, who may do what, and whose records are whose.
+
+import assert from "node:assert/strict";
+import { describe, test } from "node:test";
+import { create } from "@bufbuild/protobuf";
+import { Client, credentials, Metadata } from "@grpc/grpc-js";
+import type { CoordinatorClient, Identity } from "../../src/agent/coordinator-client.ts";
+import { startCoordinator } from "../../src/coordinator/main.ts";
+import { RelightError } from "../../src/errors.ts";
+import { P2pService } from "../../src/protocol/gen/p2p_pb.ts";
+import { grpcMethod } from "../../src/protocol/grpc.ts";
+import { readBearerTokens } from "../../src/trust/bearer.ts";
+import { writeCertificatePem } from "../../src/trust/certificate.ts";
+import { coordinatorUri } from "../../src/trust/tls-material.ts";
+import { loopback, publication } from "../support/coordinator.ts";
+import { type FleetFixture, fixed, fleetFixture } from "../support/fleet.ts";
+import { day, hour, liveFleet } from "../support/trust.ts";
+
+const identity: Identity = { modelName: "org/model", mxSourceType: 4 };
+const within = () => AbortSignal.timeout(10_000);
+const past = { notBefore: Date.now() - day, notAfter: Date.now() - hour };
+
+function refusedWith(coordinatorCode: string) {
+  return (error: unknown) => {
+    assert.ok(error instanceof RelightError);
+    assert.equal(error.details["coordinatorCode"], coordinatorCode, error.message);
+    return true;
+  };
+}
+
+async function find(client: CoordinatorClient) {
+  const [found] = await client.find([identity], {}, within());
+  return found ?? [];
+}
+
+describe("the coordinator behind TLS", () => {
+  test("tells targets whom to expect at a source, by the certificate that published it", async () => {
+    await using fixture = await fleetFixture();
+    const { fleet, connect } = fixture;
+    const author = connect(fleet.member("spiffe://fleet/author/node-a"));
+    const session = await author.openSession({ nodeId: "a", agentEndpoint: "" }, within());
+    const endpoints = ["https://127.0.0.1:7001"];
+    await author.publish({ ...publication({ sessionId: session.id }), endpoints }, within());
+    const [source] = await find(connect(fleet.member("spiffe://fleet/reader/node-b")));
+    assert.deepEqual(source?.endpoints, ["https://127.0.0.1:7001#spiffe://fleet/author/node-a"]);
+  });
+
+  test("refuses who shows no certificate of this fleet that counts now", async () => {
+    await using fixture = await fleetFixture();
+    const { fleet, connect } = fixture;
+    const stranger = liveFleet();
+    const believing = { authorities: [fleet.authority.certificate.der] };
+    const uri = "spiffe://fleet/operator/root";
+    const refused = {
+      foreign: { ...stranger.member(uri), ...believing },
+      past: fleet.member(uri, past),
+      server: fleet.member(uri, { purposes: ["server_auth"] }),
+    };
+    for (const material of Object.values(refused))
+      await assert.rejects(find(connect(material)), refusedWith("unauthenticated"));
+    for (const other of ["spiffe://fleet/janitor/node", "spiffe://fleet/operator/a/b"]) {
+      const { chain, key } = fleet.member(other);
+      using raw = rawClient(fixture, chain[0], key);
+      assert.equal(await raw.listSources(), "certificate_invalid");
+    }
+  });
+
+  test("refuses a member of another trust domain below the same authority", async () => {
+    await using fixture = await fleetFixture();
+    const other = { ...fixture.fleet.member("spiffe://other/operator/root") };
+    // Shows that certificate while expecting this fleet's coordinator, as an attacker's client would.
+    using raw = rawClient(fixture, other.chain[0], other.key);
+    assert.equal(await raw.listSources(), "certificate_invalid");
+  });
+
+  test("holds each role to its calls", async () => {
+    await using fixture = await fleetFixture();
+    const { fleet, connect } = fixture;
+    const reader = connect(fleet.member("spiffe://fleet/reader/node-b"));
+    const session = await reader.openSession({ nodeId: "b", agentEndpoint: "" }, within());
+    await assert.rejects(
+      reader.publish(publication({ sessionId: session.id }), within()),
+      refusedWith("role_denied"),
+    );
+    const update = { sourceId: "0".repeat(16), workerId: "worker-1", status: "stale" } as const;
+    await assert.rejects(reader.updateStatus(update, within()), refusedWith("role_denied"));
+    assert.deepEqual(await find(reader), []);
+  });
+
+  test("lets a worker change its own records only; an operator may change them all", async () => {
+    await using fixture = await fleetFixture();
+    const { fleet, connect } = fixture;
+    const owner = connect(fleet.member("spiffe://fleet/mirror/node-a"));
+    const other = connect(fleet.member("spiffe://fleet/author/node-b"));
+    const operator = connect(fleet.member("spiffe://fleet/operator/root"));
+    const own = await owner.openSession({ nodeId: "a", agentEndpoint: "" }, within());
+    const foreign = await other.openSession({ nodeId: "b", agentEndpoint: "" }, within());
+    const { sourceId } = await owner.publish(publication({ sessionId: own.id }), within());
+    const workerId = "worker-1";
+    const denied = refusedWith("role_denied");
+    const theft = {
+      "replace the record in its own session": () =>
+        other.publish(publication({ sessionId: foreign.id }), within()),
+      "publish in the owner's session": () =>
+        other.publish(publication({ sessionId: own.id, workerId: "worker-2" }), within()),
+      "withdraw in the owner's session": () =>
+        other.withdraw({ sessionId: own.id, workerId }, within()),
+      "mark it stale": () => other.updateStatus({ sourceId, workerId, status: "stale" }, within()),
+    };
+    for (const [name, attempt] of Object.entries(theft))
+      await assert.rejects(attempt, denied, name);
+    // Its session ends; what it could not take does not fall with it.
+    await foreign.close(within());
+    assert.equal((await find(operator)).length, 1);
+    await operator.updateStatus({ sourceId, workerId, status: "stale" }, within());
+    assert.equal((await find(operator)).length, 0);
+  });
+
+  test("takes a renewed certificate of the same name for the owner", async () => {
+    await using fixture = await fleetFixture();
+    const { fleet, connect } = fixture;
+    const owner = connect(fleet.member("spiffe://fleet/mirror/node-a"));
+    const session = await owner.openSession({ nodeId: "a", agentEndpoint: "" }, within());
+    const { sourceId } = await owner.publish(publication({ sessionId: session.id }), within());
+    const renewed = connect(fleet.member("spiffe://fleet/author/node-a"));
+    await renewed.updateStatus({ sourceId, workerId: "worker-1", status: "stale" }, within());
+  });
+
+  test("knows callers without a certificate by their bearer tokens, and nobody by a wrong one", async () => {
+    const token = "t".repeat(40);
+    const tokens = readBearerTokens(Buffer.from(`reader mx-client ${token}\n`));
+    await using fixture = await fleetFixture({ tokens: () => tokens });
+    using raw = rawClient(fixture);
+    assert.equal(await raw.listSources(), "unauthenticated");
+    assert.equal(await raw.listSources(`Bearer ${token}`), "ok");
+    for (let attempt = 0; attempt < 100; attempt++)
+      assert.equal(
+        await raw.listSources(`Bearer ${"t".repeat(39)}${attempt % 10}`),
+        "token_invalid",
+      );
+    assert.equal(await raw.listSources(`Bearer ${token}t`), "token_invalid");
+  });
+
+  test("is not reached in plaintext, and is not taken for the coordinator under another name", async () => {
+    await using fixture = await fleetFixture();
+    const { connectCoordinator } = await import("../../src/agent/coordinator-client.ts");
+    const { grpcAddress: address } = fixture.coordinator;
+    await using plain = connectCoordinator({ address, timeoutMs: 2_000 });
+    await assert.rejects(find(plain));
+    const fleet = liveFleet();
+    const impostor = fixed(fleet.member("spiffe://fleet/operator/somebody"));
+    await using other = await startCoordinator({
+      grpc: loopback,
+      store: { kind: "memory" },
+      tls: { source: impostor },
+    });
+    const tls = () => fleet.member("spiffe://fleet/author/node-a");
+    await using client = connectCoordinator({ address: other.grpcAddress, timeoutMs: 2_000, tls });
+    await assert.rejects(find(client));
+  });
+
+  test("takes up renewed key material while it runs, and a client shows its newest", async () => {
+    const first = liveFleet();
+    const second = liveFleet();
+    const both = [first, second].map((fleet) => fleet.authority.certificate.der);
+    const trusting = (material: ReturnType<typeof first.member>) => ({
+      ...material,
+      authorities: both,
+    });
+    const uri = coordinatorUri("fleet");
+    let material = trusting(first.member(uri));
+    const source = {
+      get material() {
+        return material;
+      },
+      refresh: async () => true,
+    };
+    await using fixture = await fleetFixture({ source });
+    const { connect } = fixture;
+    assert.deepEqual(await find(connect(first.member("spiffe://fleet/reader/a"))), []);
+    // The first authority goes: its members are no longer known, the second one's are.
+    material = { ...second.member(uri), authorities: [second.authority.certificate.der] };
+    const late = connect(second.member("spiffe://fleet/reader/b"));
+    for (const ends = Date.now() + 8_000; ; ) {
+      const found = await find(late).catch(() => null);
+      if (found !== null) break;
+      assert.ok(Date.now() < ends, "the new material is taken up");
+      await new Promise((resolve) => setTimeout(resolve, 200));
+    }
+    await assert.rejects(find(connect(trusting(first.member("spiffe://fleet/reader/a")))));
+  });
+
+  test("hangs up on handshakes beyond the limit of a second and counts them", async () => {
+    await using fixture = await fleetFixture({ limits: { handshakesPerSecondMax: 3 } });
+    const net = await import("node:net");
+    const port = Number(fixture.coordinator.grpcAddress.split(":").at(-1));
+    const ended = Array.from({ length: 30 }, () => {
+      const socket = net.connect(port, "127.0.0.1");
+      socket.on("error", () => {});
+      return new Promise<void>((resolve) => {
+        socket.on("close", () => resolve());
+        setTimeout(() => socket.destroy(), 3_000).unref();
+      });
+    });
+    await Promise.race(ended);
+    await new Promise((resolve) => setTimeout(resolve, 1_200));
+    const member = fixture.connect(fixture.fleet.member("spiffe://fleet/reader/a"));
+    assert.deepEqual(await find(member), []);
+  });
+});
+
+test("startCoordinator() refuses plaintext beyond loopback", async () => {
+  const store = { kind: "memory" } as const;
+  for (const host of ["0.0.0.0", "::"])
+    await assert.rejects(startCoordinator({ grpc: { host, port: 0 }, store }), {
+      code: "config_invalid",
+    });
+});
+
+/** A client of gRPC's own making, as ModelExpress has it. */
+function rawClient({ coordinator, fleet }: FleetFixture, der?: Uint8Array, key?: Uint8Array) {
+  const authority = Buffer.from(writeCertificatePem(fleet.authority.certificate.der));
+  const own =
+    der === undefined || key === undefined
+      ? []
+      : ([Buffer.from(key), Buffer.from(writeCertificatePem(Buffer.from(der)))] as const);
+  const client = new Client(
+    coordinator.grpcAddress,
+    credentials.createSsl(authority, own[0], own[1], { checkServerIdentity: () => undefined }),
+  );
+  const { listSources } = P2pService.method;
+  const { path, requestSerialize, responseDeserialize } = grpcMethod(listSources);
+  return {
+    /** "ok", or the code that the coordinator names. */
+    listSources: (authorization?: string): Promise<string> => {
+      const metadata = new Metadata();
+      if (authorization !== undefined) metadata.set("authorization", authorization);
+      return new Promise((resolve) => {
+        const deadline = Date.now() + 5_000;
+        client.makeUnaryRequest(
+          path,
+          requestSerialize,
+          responseDeserialize,
+          create(listSources.input),
+          metadata,
+          { deadline },
+          (error) =>
+            resolve(error === null ? "ok" : String(error.metadata.get("relight-code")[0] ?? error)),
+        );
+      });
+    },
+    [Symbol.dispose]: () => client.close(),
+  };
+}
