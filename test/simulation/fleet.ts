@@ -53,8 +53,6 @@ export class Fleet {
   readonly bytesPerMs: number;
   readonly lostMs = new Map<string, number>();
   readonly isRelaying: boolean;
-  /** The id under which all of them publish; "" before anybody was found. */
-  sourceId = "";
   readonly #options: FleetOptions;
   readonly #world: ReplicaWorld;
   #isCoordinatorStarting = false;
@@ -136,8 +134,7 @@ export class Fleet {
     return this.checkers.writtenMost() / this.pieceCount;
   }
 
-  #checkOffer(to: string, { workerId, sourceId }: FoundSource): void {
-    this.sourceId = sourceId;
+  #checkOffer(to: string, { workerId }: FoundSource): void {
     const lostMs = this.lostMs.get(workerId);
     const { heardMs, startedMs } = this.coordinator;
     // Also what was heard later counts: a heartbeat that was on its way when its sender was lost. And

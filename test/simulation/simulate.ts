@@ -102,11 +102,19 @@ async function converge(fleet: Fleet): Promise<void> {
 }
 
 /** What is offered now is what is served now, and everybody who could give is offered. */
-async function checkOffers({ coordinator, checkers, origin, replicas, sourceId, manifest }: Fleet) {
-  const offered = new Set<string>();
+async function checkOffers({ coordinator, checkers, origin, replicas, manifest }: Fleet) {
+  const { registry } = coordinator;
+  if (registry === null) return checkers.violate("the coordinator is not back");
   const stop = new AbortController().signal;
-  for await (const heads of coordinator.registry?.offers(sourceId, stop) ?? []) {
-    for (const { workerId } of heads) offered.add(workerId);
+  const sourceIds = new Set<string>();
+  for await (const listed of registry.listAll(stop)) {
+    for (const { head } of listed) sourceIds.add(head.sourceId);
+  }
+  const offered = new Set<string>();
+  for (const sourceId of sourceIds) {
+    for await (const heads of registry.offers(sourceId, stop)) {
+      for (const { workerId } of heads) offered.add(workerId);
+    }
   }
   for (const { running, name } of [origin, ...replicas]) {
     if (running === null) continue;
