@@ -72,15 +72,18 @@ class Publication:
         self._tensors = None
 
 
-def reserve(size_bytes):
-    """Call it before the model is built: its tensors then lie in one piece of GPU memory.
+def reserve(size_bytes, piece_bytes=2**30):
+    """Call it before the model is built: its tensors then lie in few large pieces of GPU memory.
 
     torch gives every tensor above 10 MiB an allocation of its own, each of which a reader has to open;
-    from a large cached block it cuts them instead. size_bytes: what the weights will take.
+    from large cached blocks it cuts them instead. size_bytes: what the weights will take. piece_bytes:
+    larger than any tensor, and small enough that one is opened while another is read.
     """
     import torch
 
-    torch.empty(size_bytes, dtype=torch.uint8, device="cuda")  # Freed here, and kept for the model.
+    sizes = [piece_bytes] * -(-size_bytes // piece_bytes)
+    # Freed when the list is, and kept by torch for the model.
+    [torch.empty(size, dtype=torch.uint8, device="cuda") for size in sizes]
 
 
 def publish(module, *, model, revision="", place=Place(), socket=None, derived=None, driver=None):

@@ -38,6 +38,14 @@ export function structBytes(name: StructName): number {
   return abi.structs[name].reduce((sum, [, type]) => sum + width[type], 0);
 }
 
+/** Where a field lies, in 64-bit words, of a struct that has no others: for tables too long to write field by field. */
+export function wordOf(
+  name: "RelightDigestSegment",
+  field: FieldsOf<"RelightDigestSegment">,
+): number {
+  return abi.structs[name].findIndex(([other]) => other === field);
+}
+
 /** Writes one struct at `offset` of `into`. */
 export function writeStruct<Name extends StructName>(
   name: Name,

@@ -13,7 +13,7 @@ import { type Libc, libc, type Readiness, rewatch, type Watch, watch } from "./l
 export const bodyBytesMax = 64 * 2 ** 20;
 export const descriptorCountMax = 4_096;
 const descriptorsPerCarrier = 250; // The kernel's limit is 253 a message.
-const readBytes = 64 * 1_024;
+const readBytes = 256 * 1_024; // What a socket holds by default, about.
 const headerBytes = 8;
 const toRead: Readiness = { readable: true, writable: false };
 const toReadAndWrite: Readiness = { readable: true, writable: true };

@@ -153,7 +153,7 @@ export function libc(): Libc {
 
 /** msghdr, its one iovec, the control data and the body in one buffer: holding it holds them all. */
 function messageOf(controlBytes: number, bodyBytes: number) {
-  const whole = Buffer.alloc(72 + controlBytes + bodyBytes);
+  const whole = Buffer.allocUnsafeSlow(72 + controlBytes + bodyBytes).fill(0, 0, 72 + controlBytes);
   const base = koffi.address(whole);
   whole.writeBigUInt64LE(base + 56n, 16);
   whole.writeBigUInt64LE(1n, 24);

@@ -27,12 +27,13 @@ export interface Digester {
 
 /** The tensor's own bytes as ranges, `base` being where its allocation is mapped. */
 export function segmentsOf(tensor: Tensor, base: DevicePtr): Segment[] {
-  return rowBlocks(tensor).flatMap(({ offsetBytes, rowBytes, rows, pitchBytes }) =>
-    Array.from({ length: rows }, (_, row) => ({
+  return rowBlocks(tensor).flatMap(({ offsetBytes, rowBytes, rows, pitchBytes }) => {
+    if (rows === 1) return { address: at(base, offsetBytes), bytes: rowBytes };
+    return Array.from({ length: rows }, (_, row) => ({
       address: at(base, offsetBytes + row * pitchBytes),
       bytes: rowBytes,
-    })),
-  );
+    }));
+  });
 }
 
 /** How many places the digests of these tensors take. */

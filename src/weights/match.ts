@@ -11,6 +11,8 @@ import { rowBlocks, spanBytes, type Tensor } from "./tensor.ts";
 export interface TensorPair {
   readonly target: number;
   readonly source: number;
+  /** Equal for tensors of the target that are made of the same bytes. */
+  readonly place: string;
 }
 
 /** @throws layout_mismatch */
@@ -24,7 +26,7 @@ export function matchLayouts(source: WeightManifest, target: WeightLayout): Tens
     if (at === undefined || offered === undefined) throw mismatch(`it has no "${wanted.name}"`);
     const different = tensorDifference(offered, wanted);
     if (different !== null) throw mismatch(`"${wanted.name}" has ${different}`);
-    return { target: index, source: at };
+    return { target: index, source: at, place: placeKey(wanted) };
   });
   checkNothingLeft(source, target);
   checkAliases(pairs, source, target);
@@ -67,9 +69,8 @@ function checkAliases(
   for (const pair of pairs) {
     const tensor = target.tensors[pair.target];
     if (tensor === undefined || spanBytes(tensor) === 0) continue;
-    const place = placeKey(tensor);
-    const first = seen.get(place);
-    if (first === undefined) seen.set(place, pair);
+    const first = seen.get(pair.place);
+    if (first === undefined) seen.set(pair.place, pair);
     else if (source.digests[first.source] !== source.digests[pair.source]) {
       const other = target.tensors[first.target]?.name;
       throw mismatch(`"${tensor.name}" and "${other}" differ, and share memory at the target`);
@@ -78,7 +79,7 @@ function checkAliases(
 }
 
 /** Equal for tensors that are made of the same bytes of the same allocation. */
-export function placeKey(tensor: Tensor): string {
+function placeKey(tensor: Tensor): string {
   const blocks = rowBlocks(tensor);
   let key = `${tensor.allocation}`;
   for (const { offsetBytes, rowBytes, rows, pitchBytes } of blocks) {

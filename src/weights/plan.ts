@@ -6,7 +6,6 @@
 import { assert } from "../errors.ts";
 import type { WeightLayout } from "./manifest.ts";
 import type { TensorPair } from "./match.ts";
-import { placeKey } from "./match.ts";
 import { rowBlocks } from "./tensor.ts";
 
 export interface Region {
@@ -56,7 +55,7 @@ export function planTransfer(
   const empty: number[] = [];
   const runs: Piece[] = [];
   const strided: Piece[] = [];
-  for (const group of sharedPlaces(pairs, target)) {
+  for (const group of sharedPlaces(pairs)) {
     const pieces = piecesOf(group, source, target);
     if (pieces.length === 0) empty.push(...group.map((pair) => pair.target));
     else if (pieces.length === 1 && pieces[0]?.copy.rows === 1) runs.push(pieces[0]);
@@ -83,14 +82,11 @@ interface Completion {
 }
 
 /** Pairs whose target tensors are the same bytes, so that these are copied once. */
-function sharedPlaces(pairs: readonly TensorPair[], target: WeightLayout): TensorPair[][] {
+function sharedPlaces(pairs: readonly TensorPair[]): TensorPair[][] {
   const places = new Map<string, TensorPair[]>();
   for (const pair of pairs) {
-    const tensor = target.tensors[pair.target];
-    assert(tensor !== undefined, "a pair names a tensor of the target");
-    const key = placeKey(tensor);
-    const group = places.get(key);
-    if (group === undefined) places.set(key, [pair]);
+    const group = places.get(pair.place);
+    if (group === undefined) places.set(pair.place, [pair]);
     else group.push(pair);
   }
   return [...places.values()];

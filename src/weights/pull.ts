@@ -49,8 +49,9 @@ export interface PullReport {
   readonly failures: readonly PullFailure[];
 }
 
-/** More are mapped while copying; what is asked for at once stands in the copies' way. */
-const mappedAheadMax = 64;
+/** The rest is mapped while copying; what is asked for at once stands in the first copy's way. */
+const mappedAheadMax = 32;
+const mappedAheadBytes = 2 ** 31;
 
 interface Attempt {
   readonly manifest: WeightManifest;
@@ -82,6 +83,7 @@ class Pull {
   readonly #gave: string[] = [];
   #progress: PullProgress;
   #isMutated = false;
+  #isCopying = false;
   #bytes = 0;
   #copyMs = 0;
   #copyCount = 0;
@@ -94,7 +96,7 @@ class Pull {
   }
 
   async run(signal: AbortSignal) {
-    this.#mapAhead(this.#job.memory.handles);
+    void this.#mapWhileIdle(this.#job.memory.handles);
     for (const source of this.#job.sources) {
       const manifest = await this.#drain(source, signal);
       if (manifest !== null) return this.#report(manifest);
@@ -142,10 +144,11 @@ class Pull {
     const missing = pairs.filter((pair) => !progress.verified.has(pair.target));
     const want = { generation: manifest.generation, ttlMs: limits.leaseMs };
     await using lease = await source.claim(key, want, signal);
-    this.#mapAhead(lease.handles.slice(0, mappedAheadMax));
+    this.#mapAhead(lease.handles);
     const plan = planTransfer(missing, manifest, target, limits);
     const wanted = new Map(missing.map((pair) => [pair.target, digestOf(manifest, pair.source)]));
     this.#isMutated ||= plan.bytes > 0;
+    this.#isCopying = true;
     const result = await this.#transfer({ plan, wanted, handles: lease.handles }, signal);
     if (!(await isStillCurrent(lease, limits.leaseMs, signal))) {
       throw new RelightError(
@@ -156,12 +159,22 @@ class Pull {
     return { manifest, result, copyCount: plan.copyCount };
   }
 
-  /** Mapping takes the GPU's thread milliseconds, in which this one speaks to sources and plans. */
-  #mapAhead(handles: readonly MemoryHandle[]): void {
-    handles.forEach((_, index) => {
+  /** One after the other, so that the first copy never stands behind more than one of them. */
+  async #mapWhileIdle(handles: readonly MemoryHandle[]): Promise<void> {
+    for (let index = 0; index < handles.length && !this.#isCopying; index += 1) {
       // Who needs the address gets the error.
+      await this.#stay.addressOf(handles, index).catch(() => undefined);
+    }
+  }
+
+  /** As much as the first copies need, mapped by the GPU's thread while this one plans. */
+  #mapAhead(handles: readonly MemoryHandle[]): void {
+    let bytes = 0;
+    for (let index = 0; index < Math.min(handles.length, mappedAheadMax); index += 1) {
       this.#stay.addressOf(handles, index).catch(() => undefined);
-    });
+      bytes += this.#job.target.allocations[index]?.bytes ?? 0;
+      if (bytes >= mappedAheadBytes) return;
+    }
   }
 
   async #transfer(

@@ -12,10 +12,12 @@ import {
   type GpuDriver,
 } from "../gpu/driver.ts";
 import type { Clock } from "../platform/clock.ts";
-import { combineDigests, type Digester, segmentsOf } from "./digests.ts";
+import { combineDigests, type Digester, type Segment, segmentsOf } from "./digests.ts";
 import type { WeightLayout } from "./manifest.ts";
 import type { Batch, PlannedCopy, Region, TransferPlan } from "./plan.ts";
 import { rowCount } from "./tensor.ts";
+
+export type Side = "source" | "target";
 
 export interface TransferParts {
   readonly driver: GpuDriver;
@@ -23,7 +25,7 @@ export interface TransferParts {
   readonly digester: Digester;
   readonly clock: Clock;
   /** Where an allocation is mapped in this process; asked for when the first copy needs it. */
-  readonly addressOf: (side: "source" | "target", allocation: number) => Promise<DevicePtr>;
+  readonly addressOf: (side: Side, allocation: number) => Promise<DevicePtr>;
 }
 
 export interface TransferJob {
@@ -78,6 +80,7 @@ export async function runTransfer(
       const first = places.first[index] ?? 0;
       const checks = checkCommands(parts.digester, addresses, { ...job, batch, first });
       enqueue(driver.submit(checkStream, [{ do: "await", event: copied }, ...checks]));
+      addresses.prefetch(index + 1);
       sent += batch.bytes;
       if (Number.isFinite(job.bytesPerSecondMax)) {
         await driver.finish(copyStream, wait);
@@ -118,7 +121,10 @@ function placesOf({ plan, target }: TransferJob): { first: number[]; count: numb
 class Addresses {
   readonly #addressOf: TransferParts["addressOf"];
   readonly #job: TransferJob;
-  readonly #asked = new Map<string, Promise<void>>();
+  readonly #asked = {
+    source: new Map<number, Promise<void>>(),
+    target: new Map<number, Promise<void>>(),
+  };
   readonly #known = { source: new Map<number, DevicePtr>(), target: new Map<number, DevicePtr>() };
 
   constructor(addressOf: TransferParts["addressOf"], job: TransferJob) {
@@ -128,39 +134,42 @@ class Addresses {
 
   /** Resolves when everything that the batch names is mapped. */
   async ready(index: number): Promise<void> {
-    const wanted = this.#ask(index);
-    // Asked for now, it is mapped by the GPU's thread while the GPU copies.
-    for (const later of this.#ask(index + 1)) later.catch(() => undefined);
-    await Promise.all(wanted);
+    await Promise.all(this.#ask(index));
   }
 
-  at(side: "source" | "target", region: Region): DevicePtr {
-    const base = this.#known[side].get(region.allocation);
+  /** Has it mapped by the GPU's thread while the GPU copies what was submitted before. */
+  prefetch(index: number): void {
+    for (const mapped of this.#ask(index)) mapped.catch(() => undefined);
+  }
+
+  at(side: Side, region: Region): DevicePtr {
+    return at(this.base(side, region.allocation), region.offsetBytes);
+  }
+
+  base(side: Side, allocation: number): DevicePtr {
+    const base = this.#known[side].get(allocation);
     assert(base !== undefined, "a batch is bound once its allocations are mapped");
-    return at(base, region.offsetBytes);
+    return base;
   }
 
   #ask(index: number): Promise<void>[] {
     const { copies, tensors } = this.#job.plan.batches[index] ?? { copies: [], tensors: [] };
-    const asked = new Set<Promise<void>>();
-    for (const { from, to } of copies) {
-      asked.add(this.#map("source", from.allocation));
-      asked.add(this.#map("target", to.allocation));
-    }
-    for (const tensor of tensors) {
-      asked.add(this.#map("target", tensorAt(this.#job.target, tensor).allocation));
-    }
-    return [...asked];
+    const source = new Set(copies.map(({ from }) => from.allocation));
+    const target = new Set(copies.map(({ to }) => to.allocation));
+    for (const tensor of tensors) target.add(tensorAt(this.#job.target, tensor).allocation);
+    return [
+      ...Array.from(source, (allocation) => this.#map("source", allocation)),
+      ...Array.from(target, (allocation) => this.#map("target", allocation)),
+    ];
   }
 
-  #map(side: "source" | "target", allocation: number): Promise<void> {
-    const key = `${side} ${allocation}`;
-    const before = this.#asked.get(key);
+  #map(side: Side, allocation: number): Promise<void> {
+    const before = this.#asked[side].get(allocation);
     if (before !== undefined) return before;
     const mapped = this.#addressOf(side, allocation).then((address) => {
       this.#known[side].set(allocation, address);
     });
-    this.#asked.set(key, mapped);
+    this.#asked[side].set(allocation, mapped);
     return mapped;
   }
 }
@@ -179,11 +188,11 @@ function checkCommands(
   addresses: Addresses,
   check: TransferJob & { readonly batch: Batch; readonly first: number },
 ): Command[] {
-  const segments = check.batch.tensors.flatMap((index) => {
+  const segments: Segment[] = [];
+  for (const index of check.batch.tensors) {
     const tensor = tensorAt(check.target, index);
-    const base = addresses.at("target", { allocation: tensor.allocation, offsetBytes: 0 });
-    return segmentsOf(tensor, base);
-  });
+    segments.push(...segmentsOf(tensor, addresses.base("target", tensor.allocation)));
+  }
   return digester.commands(segments, check);
 }
 
@@ -191,11 +200,13 @@ function judge({ plan, target, wanted }: TransferJob, ranges: readonly string[])
   const verified = [...plan.empty];
   const wrong: number[] = [];
   let next = 0;
-  for (const index of plan.batches.flatMap(({ tensors }) => tensors)) {
-    const count = rowCount(tensorAt(target, index));
-    const digest = combineDigests(ranges.slice(next, next + count));
-    next += count;
-    (digest === wanted.get(index) ? verified : wrong).push(index);
+  for (const { tensors } of plan.batches) {
+    for (const index of tensors) {
+      const count = rowCount(tensorAt(target, index));
+      const digest = count === 1 ? ranges[next] : combineDigests(ranges.slice(next, next + count));
+      next += count;
+      (digest === wanted.get(index) ? verified : wrong).push(index);
+    }
   }
   return { verified, wrong };
 }
