@@ -6,6 +6,7 @@ import { spanBytes, type Tensor } from "../src/weights/tensor.ts";
 
 const MiB = 2 ** 20;
 const roundingBytes = 512;
+const reservedBytes = 1_024 * MiB; // As relight.torch.reserve does.
 
 type Spec = Pick<Tensor, "name" | "dtype" | "shape">;
 
@@ -59,8 +60,8 @@ export const sets = { llama70bOf8, deepseekExperts, tenThousand } as const;
 export type SetName = keyof typeof sets;
 
 /**
- * How an engine's allocator deals tensors out: `torch` as it does by default, `reserved` from memory that
- * was reserved in one piece before (relight.torch.reserve), `reversed` the same in the opposite order, so
+ * How an engine's allocator deals tensors out: `torch` as it does by default, `reserved` from pieces
+ * of 1 GiB that were reserved before (relight.torch.reserve), `reversed` the same in the opposite order, so
  * that no two neighbours stay neighbours.
  */
 export type Dealing = "torch" | "reserved" | "reversed";
@@ -99,10 +100,18 @@ class Pools {
   place(spec: Spec): { allocation: number; offsetBytes: number } {
     const span = spanBytes({ ...spec, stride: contiguous(spec.shape) });
     const bytes = Math.ceil(span / roundingBytes) * roundingBytes;
-    if (this.#isReserved) return this.#placeBehind(bytes);
-    if (bytes >= 10 * MiB)
+    if (this.#isReserved) return this.#placeIn(reservedBytes, bytes);
+    if (bytes >= 10 * MiB) {
       return { allocation: this.#add(2 * MiB * Math.ceil(bytes / 2 / MiB)), offsetBytes: 0 };
-    const segment = bytes <= MiB ? 2 * MiB : 20 * MiB;
+    }
+    return this.#placeIn(bytes <= MiB ? 2 * MiB : 20 * MiB, bytes);
+  }
+
+  allocations() {
+    return this.#sizes.map((bytes) => ({ bytes }));
+  }
+
+  #placeIn(segment: number, bytes: number): { allocation: number; offsetBytes: number } {
     const open = this.#open.get(segment);
     if (open === undefined || open.used + bytes > segment) {
       const allocation = this.#add(segment);
@@ -112,16 +121,6 @@ class Pools {
     const offsetBytes = open.used;
     open.used += bytes;
     return { allocation: open.allocation, offsetBytes };
-  }
-
-  allocations() {
-    return this.#sizes.map((bytes) => ({ bytes }));
-  }
-
-  #placeBehind(bytes: number): { allocation: number; offsetBytes: number } {
-    const offsetBytes = this.#sizes[0] ?? 0;
-    this.#sizes[0] = offsetBytes + bytes;
-    return { allocation: 0, offsetBytes };
   }
 
   #add(bytes: number): number {
