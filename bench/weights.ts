@@ -223,9 +223,11 @@ async function digestTimes(
   const [began, ended] = [await driver.openEvent(handle), await driver.openEvent(handle)];
   const times: number[] = [];
   for (let round = 0; round < rounds; round += 1) {
+    const { prepare, run } = digester.commands(segments, { seed: BigInt(round), first: 0 });
     await driver.submit(stream, [
+      ...prepare,
       { do: "record", event: began },
-      ...digester.commands(segments, { seed: BigInt(round), first: 0 }),
+      ...run,
       { do: "record", event: ended },
     ]);
     await driver.finish(stream, wait);

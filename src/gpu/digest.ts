@@ -80,14 +80,15 @@ export class GpuDigester implements AsyncDisposable {
   }
 
   /**
-   * Commands that digest the segments into places `first`, `first + 1` … of the results. Commands of
-   * several calls may be in flight as long as their places differ.
+   * Commands that digest the segments into places `first`, `first + 1` … of the results. `prepare` must
+   * be done before `run` begins and waits for nothing itself: a stream of its own keeps it from standing
+   * behind what `run` waits for. Several calls may be in flight as long as their places differ.
    */
   commands(
     segments: readonly DigestSegment[],
     { seed, first }: { readonly seed: bigint; readonly first: number },
-  ): Command[] {
-    if (segments.length === 0) return [];
+  ): { readonly prepare: readonly Command[]; readonly run: readonly Command[] } {
+    if (segments.length === 0) return { prepare: [], run: [] };
     if (first + segments.length > this.segmentCountMax) {
       throw new RelightError(
         "request_invalid",
@@ -108,12 +109,16 @@ export class GpuDigester implements AsyncDisposable {
     };
     writeStruct("RelightDigestArgs", values, { bytes: args, offset: 0 });
     const blocks = Math.min(this.#blocks, chunkCount);
-    return [
-      { do: "upload", to: tableAt, bytes: table },
-      { do: "fill", to: out, byte: 0, bytes: segments.length * digestBytes },
-      launch(this.#sum, blocks, args),
-      launch(this.#finish, Math.ceil(segments.length / threads), args),
-    ];
+    return {
+      prepare: [
+        { do: "upload", to: tableAt, bytes: table },
+        { do: "fill", to: out, byte: 0, bytes: segments.length * digestBytes },
+      ],
+      run: [
+        launch(this.#sum, blocks, args),
+        launch(this.#finish, Math.ceil(segments.length / threads), args),
+      ],
+    };
   }
 
   /**

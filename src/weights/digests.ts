@@ -17,7 +17,7 @@ export interface Digester {
   commands(
     segments: readonly Segment[],
     place: { readonly seed: bigint; readonly first: number },
-  ): Command[];
+  ): { readonly prepare: readonly Command[]; readonly run: readonly Command[] };
   results(
     stream: StreamHandle,
     places: { readonly first: number; readonly count: number },

@@ -2,7 +2,7 @@
 // From a layout that an engine handed over to a manifest that others may rely on: every tensor's digest,
 // computed on the GPU from the live bytes.
 
-import type { Command, GpuDriver, MemoryHandle, Wait } from "../gpu/driver.ts";
+import type { GpuDriver, MemoryHandle, Wait } from "../gpu/driver.ts";
 import { type Stay, stayOnDevice } from "./device.ts";
 import { type Digester, digestsByTensor, placeCount, segmentsOf } from "./digests.ts";
 import { digestSeed, type WeightLayout, type WeightManifest } from "./manifest.ts";
@@ -64,8 +64,8 @@ async function digestRanges(
       const base = await stay.addressOf(job.memory.handles, tensor.allocation);
       segments.push(...segmentsOf(tensor, base));
     }
-    const commands: Command[] = digester.commands(segments, { seed, first });
-    await driver.submit(stream, commands);
+    const { prepare, run } = digester.commands(segments, { seed, first });
+    await driver.submit(stream, [...prepare, ...run]);
     first += segments.length;
   }
   return await digester.results(stream, { first: 0, count }, job.wait);

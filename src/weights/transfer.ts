@@ -59,7 +59,10 @@ export async function runTransfer(
   const began = clock.monotonicMs();
   const copyStream = await driver.openStream(context);
   const checkStream = await driver.openStream(context);
+  // An upload first waits for its stream; on the check stream, that would be for the copies.
+  const tableStream = await driver.openStream(context);
   const copied = await driver.openEvent(context);
+  const prepared = await driver.openEvent(context);
   const deadlineMs = job.silenceMsMax + (job.plan.bytes / job.bytesPerSecondMin) * 1_000;
   const wait = { signal, deadlineMs };
   try {
@@ -79,7 +82,10 @@ export async function runTransfer(
       enqueue(driver.submit(copyStream, [...copies, { do: "record", event: copied }]));
       const first = places.first[index] ?? 0;
       const checks = checkCommands(parts.digester, addresses, { ...job, batch, first });
-      enqueue(driver.submit(checkStream, [{ do: "await", event: copied }, ...checks]));
+      const { prepare, run } = checks;
+      enqueue(driver.submit(tableStream, [...prepare, { do: "record", event: prepared }]));
+      const awaits = [copied, prepared].map((event) => ({ do: "await", event }) as const);
+      enqueue(driver.submit(checkStream, [...awaits, ...run]));
       addresses.prefetch(index + 1);
       sent += batch.bytes;
       if (Number.isFinite(job.bytesPerSecondMax)) {
@@ -97,12 +103,12 @@ export async function runTransfer(
     const { verified, wrong } = judge(job, digests);
     return { verified, wrong, bytes: job.plan.bytes, ms: clock.monotonicMs() - began };
   } catch (error) {
-    await drain(parts, [copyStream, checkStream], job.silenceMsMax);
+    await drain(parts, [copyStream, tableStream, checkStream], job.silenceMsMax);
     throw translated(error);
   } finally {
-    await driver.close(copyStream);
-    await driver.close(checkStream);
-    await driver.close(copied);
+    for (const handle of [copyStream, tableStream, checkStream, copied, prepared]) {
+      await driver.close(handle);
+    }
   }
 }
 
@@ -187,7 +193,7 @@ function checkCommands(
   digester: Digester,
   addresses: Addresses,
   check: TransferJob & { readonly batch: Batch; readonly first: number },
-): Command[] {
+): ReturnType<Digester["commands"]> {
   const segments: Segment[] = [];
   for (const index of check.batch.tensors) {
     const tensor = tensorAt(check.target, index);

@@ -44,9 +44,11 @@ export function gpuDigestContract({ open, image, name, skip }: GpuDigestContract
         address: at(memory.address, from),
         bytes,
       }));
+      const commands = digester.commands(segments, { seed, first: 3 });
       await driver.submit(stream, [
         { do: "upload", to: memory.address, bytes: content },
-        ...digester.commands(segments, { seed, first: 3 }),
+        ...commands.prepare,
+        ...commands.run,
       ]);
       return await digester.results(stream, { first: 3, count: segments.length }, wait);
     }
