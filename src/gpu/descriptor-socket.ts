@@ -37,7 +37,10 @@ export class DescriptorSocket implements Disposable {
   readonly #poll: Watch;
   readonly #messages: DescriptorMessage[] = [];
   readonly #waiters: Waiter[] = [];
-  #bytes = Buffer.alloc(0);
+  #chunks: Buffer[] = [];
+  #bytes = 0;
+  /** How many bytes must be there before it is worth looking at them again. */
+  #wanted = headerBytes;
   #arrived: number[] = [];
   #sending: Promise<void> = Promise.resolve();
   #wake: (() => void) | null = null;
@@ -149,28 +152,32 @@ export class DescriptorSocket implements Disposable {
   }
 
   #take(arrived: Buffer): void {
-    this.#bytes = Buffer.concat([this.#bytes, arrived]);
+    this.#chunks.push(arrived);
+    this.#bytes += arrived.byteLength;
     try {
-      for (let message = this.#next(); message !== null; message = this.#next()) {
-        this.#deliver(message);
-      }
+      while (this.#bytes >= this.#wanted) this.#look();
     } catch (error) {
       this.#end(asRelightError(error));
     }
   }
 
-  /** The first message that has arrived as a whole, or `null`. */
-  #next(): DescriptorMessage | null {
-    if (this.#bytes.byteLength < headerBytes) return null;
-    const bodyBytes = this.#bytes.readUInt32LE(0);
-    const count = this.#bytes.readUInt32LE(4);
+  /** Delivers the first message when all of it has arrived, else learns how long it is. */
+  #look(): void {
+    const bytes = Buffer.concat(this.#chunks);
+    const bodyBytes = bytes.readUInt32LE(0);
+    const count = bytes.readUInt32LE(4);
     checkSize(bodyBytes, count, "source_protocol");
     const bodyAt = headerBytes + Math.ceil(count / descriptorsPerCarrier);
-    if (this.#bytes.byteLength < bodyAt + bodyBytes) return null;
+    const end = bodyAt + bodyBytes;
+    const isWhole = bytes.byteLength >= end;
+    const rest = isWhole ? bytes.subarray(end) : bytes;
+    this.#chunks = [rest];
+    this.#bytes = rest.byteLength;
+    this.#wanted = isWhole ? headerBytes : end;
+    if (!isWhole) return;
     if (this.#arrived.length < count) throw protocol("descriptors are missing");
-    const body = Buffer.from(this.#bytes.subarray(bodyAt, bodyAt + bodyBytes));
-    this.#bytes = this.#bytes.subarray(bodyAt + bodyBytes);
-    return { body, descriptors: this.#arrived.splice(0, count) };
+    const descriptors = this.#arrived.splice(0, count);
+    this.#deliver({ body: bytes.subarray(bodyAt, end), descriptors });
   }
 
   #deliver(message: DescriptorMessage): void {
