@@ -37,10 +37,6 @@ describe("simulation", () => {
     await assertGood({ seed: 12, replicas: 20, isRelaying: true });
   });
 
-  test("seed 15: a marker from before the clock jumped back keeps no cache cold", async () => {
-    await assertGood({ seed: 15, replicas: 20, isRelaying: true });
-  });
-
   test("seed 37: a large piece on a slow link is not taken from one source after the other", async () => {
     await assertGood({ seed: 37, replicas: 20, isRelaying: true });
   });
