@@ -16,7 +16,12 @@ const testMsMax = 3 * 60_000;
 const filesAtOnce = 2;
 const slowestCount = 5;
 
-const patterns = ["src/**/*.test.ts", "test/**/*.test.ts", "test/gpu/**/*.gpu.ts"];
+const patterns = [
+  "src/**/*.test.ts",
+  "kernels/**/*.test.ts",
+  "test/**/*.test.ts",
+  "test/gpu/**/*.gpu.ts",
+];
 
 interface Skip {
   readonly file: string;

@@ -29,8 +29,10 @@ test("a third replica gets everything through the second although the source is 
   };
   await using source = startPeer({ role: "source", sizes });
   const { endpoint: origin } = await source.until("serving");
-  // The second receives at 8 MiB/s and the third from it at 4: when the second is done, the third can not be.
-  await using toSource = await slowLink(origin, 8 * MiB);
+  // A trickle until the third has begun, whatever the machine's load; the third's own until the source is dead.
+  const toSourceSpeed = { bytesPerSecond: MiB / 2 };
+  const toRelaySpeed = { bytesPerSecond: MiB / 2 };
+  await using toSource = await slowLink(origin, toSourceSpeed);
   await using second = startPeer({
     role: "target",
     artifactId,
@@ -38,8 +40,8 @@ test("a third replica gets everything through the second although the source is 
     endpoints: [toSource.endpoint],
   });
   const { endpoint: relay } = await second.until("serving");
-  await using toRelay = await slowLink(relay, 4 * MiB);
-  await using past = await slowLink(origin, MiB / 2);
+  await using toRelay = await slowLink(relay, toRelaySpeed);
+  await using past = await slowLink(origin, { bytesPerSecond: MiB / 4 });
   await using third = startPeer({
     role: "target",
     artifactId,
@@ -54,6 +56,7 @@ test("a third replica gets everything through the second although the source is 
     "the third received while the second still did",
   );
 
+  toSourceSpeed.bytesPerSecond = 64 * MiB;
   await second.until("done");
   source.kill();
   const atKill = third.last("progress");
@@ -62,6 +65,7 @@ test("a third replica gets everything through the second although the source is 
     "the source was killed before the third was done",
   );
 
+  toRelaySpeed.bytesPerSecond = 64 * MiB;
   const { bytesBy } = await third.until("done");
   assert.deepEqual(differences(tree, roots.second), []);
   assert.deepEqual(differences(tree, roots.third), []);
@@ -128,7 +132,7 @@ function isOf<Type extends PeerAnswer["type"]>(
 /** A link of so many bytes a second from the peer at `endpoint`. */
 async function slowLink(
   endpoint: string,
-  bytesPerSecond: number,
+  speed: { readonly bytesPerSecond: number },
 ): Promise<AsyncDisposable & { readonly endpoint: string }> {
   const sockets = new Set<net.Socket>();
   const server = net.createServer((near) => {
@@ -146,7 +150,7 @@ async function slowLink(
 
     async function passOn(bytes: Buffer): Promise<void> {
       far.pause();
-      await delay((1_000 * bytes.length) / bytesPerSecond);
+      await delay((1_000 * bytes.length) / speed.bytesPerSecond);
       near.write(bytes);
       far.resume();
     }

@@ -39,6 +39,8 @@ function flags(folder: TemporaryFolder, coordinator: string, cache: string): str
   return [
     `--coordinator-address=${coordinator}`,
     `--state-dir=${folder.path(`state-${path.basename(cache)}`)}`,
+    // One node: one key, which signs and is trusted.
+    `--trust-dir=${folder.path("trust")}`,
     "--model=m",
     "--families=none",
     `--cache=x=${folder.path(cache)}`,

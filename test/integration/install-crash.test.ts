@@ -50,6 +50,7 @@ describe("a target killed with SIGKILL", () => {
     const flags = (name: string) => [
       `--coordinator-address=${coordinator.address}`,
       `--state-dir=${folder.path(`${name}-state`)}`,
+      `--trust-dir=${folder.path("trust")}`,
       "--model=m",
       "--families=none",
       `--cache=x=${folder.path(name)}`,

@@ -30,6 +30,7 @@ describe("eight replicas of one node", () => {
     const flags = (cache: string, state: string) => [
       `--coordinator-address=${coordinator.address}`,
       `--state-dir=${folder.path(state)}`,
+      `--trust-dir=${folder.path("trust")}`,
       "--model=m",
       "--families=none",
       `--cache=x=${folder.path(cache)}`,
@@ -65,6 +66,7 @@ describe("eight replicas of one node", () => {
     // Peers are sent to a source that takes the connection and never answers.
     await using silent = await hostileSource(() => {});
     const common = [
+      `--trust-dir=${folder.path("trust")}`,
       "--model=m",
       "--families=none",
       "--settle=0s",
@@ -93,7 +95,7 @@ describe("eight replicas of one node", () => {
     );
     assert.deepEqual(found.sort(), [
       ...Array(startersCount - 1).fill("attempt_failed_recently"),
-      "sources_exhausted",
+      "source_stalled",
     ]);
     assert.equal(silent.requests.length, 1, "one attempt for the whole node");
   });
@@ -104,6 +106,7 @@ describe("eight replicas of one node", () => {
     folder.write("source/k/kernel.bin", randomBytes(1_000));
     await using silent = await hostileSource(() => {});
     const common = [
+      `--trust-dir=${folder.path("trust")}`,
       "--model=m",
       "--families=none",
       "--settle=0s",
@@ -141,6 +144,7 @@ describe("eight replicas of one node", () => {
     await using coordinator = await startTestCoordinator(folder.path("store"));
     folder.write("source/k/kernel.bin", randomBytes(1_000));
     const common = [
+      `--trust-dir=${folder.path("trust")}`,
       "--model=m",
       "--families=none",
       "--settle=0s",
