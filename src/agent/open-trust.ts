@@ -56,15 +56,16 @@ export async function openTrust(
   try {
     const signer = loadOrCreateKey(path.join(settings.folder, authorKeyName));
     const keeper = new TrustKeeper(settings.folder, clock);
-    const follow = followPolicy({ ...settings, keeper, signer, clock });
-    await follow(signal);
+    const refresh = onceEach(followPolicy({ ...settings, keeper, signer, clock }), log);
+    // A policy that cannot be taken is not one that was taken back: the newest known stays in force.
+    await refresh(signal);
     return new ClosedTrust({
       keeper,
       signer,
       environment: settings.environment,
       producer: { node: nodeId },
       clock,
-      refresh: onceEach(follow, log),
+      refresh,
     });
   } catch (thrown) {
     const error = asRelightError(thrown);

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// A hostile peer as a process of its own: publishes to a real coordinator like any replica, and answers
+// targets as its plan says. It forges nothing itself; forge.ts has put everything into the plan.
+
+import fs from "node:fs";
+import http, { type IncomingMessage, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { connectCoordinator } from "../../src/agent/coordinator-client.ts";
+import { toSourceIdentity } from "../../src/agent/identity-wire.ts";
+import { parseRanges } from "../../src/core/pieces.ts";
+import { frameBytes, writeFrame } from "../../src/transport/http-frame.ts";
+import { type HostilePlan, type HostileSource, identityFor } from "./plan.ts";
+
+const plan = JSON.parse(fs.readFileSync(process.argv[2] ?? "", "utf8")) as HostilePlan;
+const deadline = AbortSignal.timeout(120_000);
+deadline.addEventListener("abort", () => process.exit(1));
+const client = connectCoordinator({ address: plan.coordinator, timeoutMs: 5_000 });
+const session = await client.openSession(
+  { nodeId: "hostile", agentEndpoint: "http://127.0.0.1:1" },
+  deadline,
+);
+for (const [index, source] of plan.sources.entries()) {
+  const server = http.createServer((request, response) => answer(source, request, response));
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as AddressInfo;
+  await client.publish(
+    {
+      sessionId: session.id,
+      identity: toSourceIdentity(identityFor(source.family)),
+      workerId: `hostile-${process.pid}-${index}`,
+      artifact: {
+        artifactId: source.artifactId,
+        family: source.family,
+        totalBytes: source.totalBytes,
+        fileCount: 1,
+        pieceCount: source.pieces.length,
+        baseArtifactIds: [],
+      },
+      endpoints: [`http://127.0.0.1:${port}`],
+      complete: true,
+      status: "ready",
+    },
+    deadline,
+  );
+}
+console.log("hostile peer is listed");
+
+function answer(source: HostileSource, request: IncomingMessage, response: ServerResponse): void {
+  const [path = "", query = ""] = (request.url ?? "").split("?");
+  if (path.endsWith("/statement")) answerStatement(source, response);
+  else if (path.endsWith("/manifest")) send(response, Buffer.from(source.manifest, "base64"));
+  else if (path.endsWith("/have")) send(response, haveAll(source.pieces.length));
+  else if (path.endsWith("/pieces")) send(response, framed(source, query));
+  else response.writeHead(404, { "Content-Length": 0 }).end();
+}
+
+function answerStatement({ statement }: HostileSource, response: ServerResponse): void {
+  switch (statement.kind) {
+    case "bytes":
+      send(response, Buffer.from(statement.base64, "base64"));
+      break;
+    case "missing":
+      response.writeHead(404, { "Content-Length": 0 }).end();
+      break;
+    case "huge":
+      response.writeHead(200, { "Content-Length": statement.bytes });
+      pour(response);
+      break;
+    case "chunked":
+      response.writeHead(200);
+      pour(response);
+      break;
+    case "drip":
+      response.writeHead(200, { "Content-Length": 1_000_000 });
+      setInterval(() => response.write("{"), 100).unref();
+      break;
+    case "endless_head":
+      response.socket?.write("HTTP/1.1 200 OK\r\n");
+      setInterval(() => response.socket?.write(`X-${"a".repeat(4_000)}: b\r\n`), 1).unref();
+      break;
+    case "silent":
+      break;
+    case "extra_body": {
+      const body = Buffer.from(statement.base64, "base64");
+      const head = `HTTP/1.1 200 OK\r\nContent-Length: ${body.length}\r\nContent-Length: 5\r\n\r\n`;
+      response.socket?.write(Buffer.concat([Buffer.from(head), body]));
+    }
+  }
+}
+
+/** Without end, as fast as it is taken. */
+function pour(response: ServerResponse): void {
+  const block = Buffer.alloc(256 * 1_024, "{");
+  const more = () => {
+    while (!response.destroyed && response.write(block)) {
+      // Until the socket's buffer is full.
+    }
+  };
+  response.on("drain", more);
+  more();
+}
+
+function haveAll(count: number): Buffer {
+  return Buffer.alloc(Math.ceil(count / 8), 0xff);
+}
+
+function framed({ pieces, isMislabelled }: HostileSource, query: string): Buffer {
+  const ranges = query.replace("ranges=", "");
+  const wanted = parseRanges(ranges, { size: pieces.length, countMax: pieces.length });
+  return Buffer.concat(
+    wanted.map((piece) => {
+      const bytes = Buffer.from(pieces[piece] ?? "", "base64");
+      const frame = Buffer.alloc(frameBytes);
+      const number = isMislabelled ? piece + 1 : piece;
+      writeFrame(frame, 0, { piece: number, length: bytes.length, isRefused: false });
+      return Buffer.concat([frame, bytes]);
+    }),
+  );
+}
+
+function send(response: ServerResponse, body: Buffer): void {
+  response.writeHead(200, { "Content-Length": body.length }).end(body);
+}
