@@ -5,12 +5,15 @@ import { Metadata, status } from "@grpc/grpc-js";
 import { type Code, RelightError } from "../errors.ts";
 import { codeNamed, codeTrailer } from "../protocol/grpc.ts";
 
-/** What only the coordinator can repair keeps its code; the rest is its refusal. */
+/** What only the coordinator can repair keeps its code, and what names its own remedy; the rest is a refusal. */
 const passed = new Set<Code>([
   "store_unavailable",
   "store_corrupt",
   "store_newer",
   "deadline_exceeded",
+  "token_invalid",
+  "unauthenticated",
+  "role_denied",
 ]);
 
 export function fromGrpc(error: unknown, what: string): RelightError {

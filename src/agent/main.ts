@@ -3,15 +3,17 @@
 
 import type { Sealer } from "../artifacts/sealer.ts";
 import { startSealer } from "../artifacts/sealer.ts";
-import { RelightError } from "../errors.ts";
+import { isLoopback } from "../core/loopback.ts";
+import { asRelightError, RelightError } from "../errors.ts";
 import type { Log } from "../observe/log.ts";
 import { type Clock, systemClock } from "../platform/clock.ts";
 import { startDeadline } from "../platform/deadline.ts";
-import { startHttpFetcher } from "../transport/http-fetcher.ts";
-import { startHttpServer } from "../transport/http-server.ts";
+import { type HttpPieceFetcher, startHttpFetcher } from "../transport/http-fetcher.ts";
+import { type HttpPieceServer, startHttpServer } from "../transport/http-server.ts";
 import type { PieceFetcher, PieceServer } from "../transport/transport.ts";
 import { type ClaimCache, claimCache } from "./claimed-cache.ts";
 import { connectCoordinator } from "./coordinator-client.ts";
+import { type Membership, type MembershipSettings, openMembership } from "./membership.ts";
 import { NodeLink } from "./node-link.ts";
 import { openTrust, type TrustSettings } from "./open-trust.ts";
 import type { ArtifactTrust } from "./trust.ts";
@@ -30,6 +32,7 @@ export interface AgentSettings {
   readonly silenceMsMax: number;
   readonly connectMsMax: number;
   readonly trust: TrustSettings;
+  readonly membership: MembershipSettings;
 }
 
 export interface AgentParts extends AsyncDisposable {
@@ -45,16 +48,26 @@ export interface AgentParts extends AsyncDisposable {
 
 /** Setting up trust reads a few small files; another process may hold their lock. */
 const trustMsMax = 5_000;
+/** Joining asks the coordinator once, and replicas of a node ask one after the other. */
+const joinMsMax = 10_000;
+/** How soon rotated files are taken up. */
+const renewEveryMs = 2_000;
 
 /**
- * Opens the byte server; the coordinator is called only when there is something to ask or say.
- * @throws RelightError `config_invalid` where trust is switched off and others could reach this agent.
+ * Opens the byte server; the coordinator is called only to join a fleet, or when there is something to
+ * ask or say. An agent that cannot join starts its engine cold.
+ * @throws RelightError `config_invalid` where plaintext would leave this machine, or where trust is
+ *   switched off and others could reach this agent.
  */
 export async function openAgent(settings: AgentSettings, log: Log): Promise<AgentParts> {
   refuseOpenDoors(settings);
+  const { source, coordinator, failure } = await join(settings, log);
   const trust = await openAgentTrust(settings, log);
+  const tls = source?.material ?? null;
+  refusePlaintext({ ...settings, coordinator }, { isTls: source !== null, failure });
   const server = await startHttpServer({
-    ...settings.listen,
+    ...(failure === null ? settings.listen : alone),
+    tls,
     threads: settings.threads,
     limits: { readersMax: settings.readersMax },
     events: {
@@ -64,10 +77,17 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
   const { connectMsMax, silenceMsMax } = settings;
   const fetcher = startHttpFetcher({
     threads: settings.threads,
+    tls,
     limits: { connectMsMax, silenceMsMax },
   });
   const sealer = startSealer();
-  const client = connectCoordinator({ address: settings.coordinator, timeoutMs: connectMsMax });
+  const shown = failure === null ? source && (() => source.material) : () => raise(failure);
+  const client = connectCoordinator({
+    address: coordinator,
+    timeoutMs: connectMsMax,
+    ...(shown === null ? {} : { tls: shown }),
+  });
+  const renewal = source === null ? null : keepRenewed(source, { server, fetcher, log });
   const link = new NodeLink({
     client,
     server,
@@ -88,6 +108,7 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
     clock: systemClock,
     random: Math.random,
     [Symbol.asyncDispose]: async () => {
+      renewal?.[Symbol.dispose]();
       await link[Symbol.asyncDispose]();
       await Promise.all([server, fetcher, sealer].map((part) => part[Symbol.asyncDispose]()));
     },
@@ -110,6 +131,87 @@ function refuseOpenDoors({ trust, listen, advertise }: AgentSettings): void {
   );
 }
 
-function isLoopback(host: string): boolean {
-  return /^(localhost|127(\.\d{1,3}){3}|\[?::1\]?)$/.test(host);
+/** Where an agent listens that belongs to no fleet although it should: nobody is sent there. */
+const alone = { host: "127.0.0.1", port: 0 };
+
+/** A fleet that cannot be joined costs a cold start, not the start. */
+async function join(
+  settings: AgentSettings,
+  log: Log,
+): Promise<Membership & { readonly failure: RelightError | null }> {
+  using deadline = startDeadline("joining the fleet", joinMsMax);
+  const { nodeId, trust, coordinator, connectMsMax: timeoutMs } = settings;
+  const { folder, policyFile } = trust;
+  const where = { nodeId, folder, policyFile, coordinator, timeoutMs, clock: systemClock };
+  try {
+    const opened = await openMembership(settings.membership, { ...where, signal: deadline.signal });
+    return { ...opened, failure: null };
+  } catch (thrown) {
+    const failure = asRelightError(thrown);
+    if (failure.code === "config_invalid") throw failure;
+    log.error("failure", { code: failure.code, message: failure.message });
+    return { source: null, coordinator, failure };
+  }
+}
+
+function refusePlaintext(
+  { listen, advertise, coordinator }: Pick<AgentSettings, "listen" | "advertise" | "coordinator">,
+  { isTls, failure }: { readonly isTls: boolean; readonly failure: RelightError | null },
+): void {
+  if (failure !== null) return;
+  if (isTls && advertise?.startsWith("http:") === true) {
+    throw new RelightError(
+      "config_invalid",
+      `Cannot advertise "${advertise}": the agent speaks TLS, want https`,
+    );
+  }
+  if (isTls) return;
+  const dialled = new URL(`tcp://${coordinator}`).hostname;
+  const told = advertise === null ? [] : [new URL(advertise).hostname];
+  const open = [listen.host, ...told, dialled].find((host) => !isLoopback(host));
+  if (open === undefined) return;
+  throw new RelightError(
+    "config_invalid",
+    `Cannot speak plaintext with "${open}": want loopback, or trust.join, or trust.certificate, trust.key and trust.authority`,
+  );
+}
+
+/** Takes up what rotates, and renews what ends; a failure is told once and tried again. */
+function keepRenewed(
+  source: NonNullable<Membership["source"]>,
+  parts: {
+    readonly server: HttpPieceServer;
+    readonly fetcher: HttpPieceFetcher;
+    readonly log: Log;
+  },
+): Disposable {
+  const { server, fetcher, log } = parts;
+  let isBusy = false;
+  let said = "";
+  const renew = async (): Promise<void> => {
+    using deadline = startDeadline("renewing the certificate", joinMsMax);
+    try {
+      if (!(await source.refresh(deadline.signal))) return;
+      await server.renew(source.material);
+      fetcher.renew(source.material);
+      said = "";
+    } catch (thrown) {
+      const { code, message } = asRelightError(thrown);
+      if (message !== said) log.warn("failure", { code, message });
+      said = message;
+    }
+  };
+  const timer = setInterval(() => {
+    if (isBusy) return;
+    isBusy = true;
+    void renew().finally(() => {
+      isBusy = false;
+    });
+  }, renewEveryMs);
+  timer.unref();
+  return { [Symbol.dispose]: () => clearInterval(timer) };
+}
+
+function raise(error: RelightError): never {
+  throw error;
 }

@@ -8,6 +8,7 @@ import type { TrustSettings } from "../agent/open-trust.ts";
 import type { RunSettings } from "../agent/run.ts";
 import { formatAddress } from "../config/kinds.ts";
 import type { Config } from "../config/schema.ts";
+import { tlsFiles } from "./fleet-settings.ts";
 
 export function agentSettings(config: Config): AgentSettings {
   const nodeId = nodeIdOf(config);
@@ -22,6 +23,7 @@ export function agentSettings(config: Config): AgentSettings {
     silenceMsMax: config["agent.silence_max"],
     connectMsMax: config["agent.connect_timeout"],
     trust: trustSettings(config),
+    membership: { files: tlsFiles(config), join: config["trust.join"] },
   };
 }
 

@@ -59,6 +59,10 @@ export const commands: Readonly<Record<string, CommandEntry>> = {
     summary: "Make a root key and the first policy of a fleet.",
     load: () => import("./trust-init.ts"),
   },
+  "trust token": {
+    summary: "Make a token by which nodes join the fleet of this coordinator.",
+    load: () => import("./trust-token.ts"),
+  },
   "trust sign": {
     summary: "Sign the policy's next version, or one that lacks signatures.",
     load: () => import("./trust-sign.ts"),

@@ -5,12 +5,15 @@ import type { Config } from "../config/schema.ts";
 import { type CoordinatorOptions, type Notice, startCoordinator } from "../coordinator/main.ts";
 import type { Log } from "../observe/log.ts";
 import { defineCommand } from "./command.ts";
+import { coordinatorTls } from "./fleet-settings.ts";
 
 export const command = defineCommand({
-  settings: ["coordinator", "state", "log"],
+  settings: ["coordinator", "trust", "state", "log"],
   shortGroups: ["coordinator"],
   run: async ({ config, output, log, signal }) => {
+    const tls = coordinatorTls(config);
     await using coordinator = await startCoordinator({
+      ...(tls === undefined ? {} : { tls }),
       grpc: config["coordinator.listen"],
       http: config["coordinator.http_listen"],
       store: storeOf(config),
@@ -23,8 +26,13 @@ export const command = defineCommand({
     });
     const { grpcAddress, httpUrl } = coordinator;
     const store = config["coordinator.store"];
-    output.result({ grpc: grpcAddress, http: httpUrl, store }, () =>
-      [`gRPC on ${grpcAddress}`, `HTTP on ${httpUrl ?? "-"}`, `store: ${store}`].join("\n"),
+    const isTls = tls !== undefined;
+    output.result({ grpc: grpcAddress, http: httpUrl, store, tls: isTls }, () =>
+      [
+        `gRPC on ${grpcAddress}${isTls ? " behind TLS" : ""}`,
+        `HTTP on ${httpUrl ?? "-"}`,
+        `store: ${store}`,
+      ].join("\n"),
     );
     await untilAborted(signal);
     return 0;

@@ -7,13 +7,16 @@ import { serveCaches } from "../agent/serve.ts";
 import { startCoordinator } from "../coordinator/main.ts";
 import { agentSettings, runSettings } from "./agent-settings.ts";
 import { defineCommand } from "./command.ts";
+import { coordinatorTls } from "./fleet-settings.ts";
 import { terminalNarrator } from "./narrate.ts";
 
 export const command = defineCommand({
   settings: ["coordinator", "agent", "run", "trust", "state", "log"],
   shortGroups: ["coordinator", "run"],
   run: async ({ config, environment, output, log, signal }) => {
+    const tls = coordinatorTls(config);
     await using coordinator = await startCoordinator({
+      ...(tls === undefined ? {} : { tls }),
       grpc: config["coordinator.listen"],
       http: config["coordinator.http_listen"],
       store: { kind: "memory" },

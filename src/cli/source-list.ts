@@ -2,13 +2,16 @@
 // `relight source list`: what the coordinator offers, of every kind of client.
 
 import { connectCoordinator } from "../agent/coordinator-client.ts";
-import { choice, formatAddress, integer, text } from "../config/kinds.ts";
+import { openMembership } from "../agent/membership.ts";
+import { choice, integer, text } from "../config/kinds.ts";
+import { systemClock } from "../platform/clock.ts";
 import { SourceStatus } from "../protocol/gen/p2p_pb.ts";
+import { agentSettings } from "./agent-settings.ts";
 import { defineCommand } from "./command.ts";
 import { formatTable } from "./output.ts";
 
 export const command = defineCommand({
-  settings: ["coordinator", "agent"],
+  settings: ["coordinator", "agent", "trust", "run", "state"],
   shortGroups: ["coordinator"],
   flags: {
     status: choice(["ready", "initializing", "stale", "any"], {
@@ -24,9 +27,20 @@ export const command = defineCommand({
     }),
   },
   run: async ({ config, flags, output, signal }) => {
+    const { nodeId, membership, trust, coordinator: configured } = agentSettings(config);
+    const timeoutMs = config["agent.connect_timeout"];
+    const { source, coordinator } = await openMembership(membership, {
+      ...trust,
+      nodeId,
+      coordinator: configured,
+      timeoutMs,
+      clock: systemClock,
+      signal,
+    });
     await using client = connectCoordinator({
-      address: formatAddress(config["coordinator.address"]),
-      timeoutMs: config["agent.connect_timeout"],
+      address: coordinator,
+      timeoutMs,
+      ...(source === null ? {} : { tls: () => source.material }),
     });
     const instances = await client.listSources(
       {

@@ -23,7 +23,7 @@ import {
 
 export const command = defineCommand({
   settings: ["trust", "state"],
-  shortGroups: ["trust"],
+  // Not "trust" too: its --key would be the key of trust.key.
   flags: {
     key: paths({
       fallback: [],

@@ -22,7 +22,10 @@ export function flagName(key: string): string {
 }
 
 /** Flags that are known by a shorter name than their key gives them. */
-export const flagAliases: Readonly<Record<string, string>> = { "--trust": "trust.mode" };
+export const flagAliases: Readonly<Record<string, string>> = {
+  "--trust": "trust.mode",
+  "--join": "trust.join",
+};
 
 /** `--readers-max` for the commands of its own group. */
 export function shortFlagName(key: string): string {

@@ -234,6 +234,37 @@ export const schema = {
     wants: 'up to 128 letters, digits, ".", "_", "-" and "/"',
     about: "Name of the environment that this node belongs to; artifacts of another are refused.",
   }),
+  "trust.certificate": path({
+    fallback: null,
+    about:
+      "Certificate in PEM by which this process proves who it is, with what stands between it and an authority. Together with trust.key and trust.authority; files are read again when they rotate.",
+  }),
+  "trust.key": path({
+    fallback: null,
+    about: "Private key of trust.certificate in PEM, unencrypted; not for everybody to read.",
+  }),
+  "trust.authority": path({
+    fallback: null,
+    about: "Authorities in PEM: whose certificates are believed.",
+  }),
+  "trust.bearer_file": path({
+    fallback: null,
+    about:
+      "For `relight coordinator` behind TLS: callers without a certificate, one `ROLE NAME TOKEN` a line; read again when it changes.",
+  }),
+  "trust.domain": text({
+    fallback: "relight",
+    pattern: /^[a-z0-9][a-z0-9.-]{0,62}$/,
+    wants: 'up to 63 lower-case letters, digits, "." and "-"',
+    about: "Trust domain of the fleet whose own authority lies in trust.dir.",
+  }),
+  "trust.join": text({
+    fallback: null,
+    secret: true,
+    placeholder: "TOKEN",
+    about:
+      "Token of `relight trust token`: at its first start this node gets a certificate for a key of its own, and renews it from then on; short `--join`.",
+  }),
 
   "log.level": choice(["debug", "info", "warn", "error", "silent"], {
     fallback: "info",

@@ -9,6 +9,7 @@ import { P2pService as P2pDescription } from "../protocol/gen/p2p_pb.ts";
 import { Coordinator } from "../protocol/gen/relight_pb.ts";
 import { channelOptions, grpcMethod } from "../protocol/grpc.ts";
 import type { Call } from "../trust/roles.ts";
+import type { EnrolmentService } from "./enrolment.ts";
 import type { P2pService } from "./p2p-service.ts";
 import type { RelightService } from "./relight-service.ts";
 import { type Handle, type RpcOptions, unary } from "./rpc.ts";
@@ -16,6 +17,8 @@ import { type Handle, type RpcOptions, unary } from "./rpc.ts";
 export interface Services {
   readonly relight: RelightService;
   readonly p2p: P2pService;
+  /** Null where no authority of the fleet's own lies here. */
+  readonly enrolment: EnrolmentService | null;
 }
 
 // A peer that vanished without closing its connection would keep its streams open for ever.
@@ -25,7 +28,7 @@ const streams = { "grpc.max_concurrent_streams": 1_000 };
 
 export function grpcServer(services: Services, options: RpcOptions): Server {
   const server = new Server({ ...channelOptions, ...keepalive, ...streams });
-  const { relight, p2p } = services;
+  const { relight, p2p, enrolment } = services;
   const { session, watch } = Coordinator.method;
   server.addService(
     { session: grpcMethod(session), watch: grpcMethod(watch) },
@@ -33,6 +36,8 @@ export function grpcServer(services: Services, options: RpcOptions): Server {
   );
   const { publish, withdraw, find, reportBoot, listBoots } = Coordinator.method;
   const add = adder(server, options);
+  if (enrolment !== null)
+    add(Coordinator.method.enrol, "certificate.renew", enrolment.enrol.bind(enrolment), true);
   add(publish, "source.publish", relight.publish.bind(relight));
   add(withdraw, "source.update", relight.withdraw.bind(relight));
   add(find, "source.get", relight.find.bind(relight));
@@ -49,12 +54,13 @@ export function grpcServer(services: Services, options: RpcOptions): Server {
 function adder(server: Server, options: RpcOptions) {
   return <I extends DescMessage, O extends DescMessage>(
     method: DescMethod & { readonly input: I; readonly output: O },
-    call: Call | null,
+    call: Call,
     handle: Handle<MessageShape<I>, MessageShape<O>>,
+    isOpen = false,
   ): void => {
     const name = method.localName;
     const implementation: UntypedServiceImplementation = {
-      [name]: unary({ name, call }, handle, options),
+      [name]: unary({ name, call, isOpen }, handle, options),
     };
     server.addService({ [name]: grpcMethod(method) }, implementation);
   };

@@ -12,6 +12,7 @@ import { tlsIdentity } from "../trust/tls-material.ts";
 import { type TlsSource, trustDomainOf } from "../trust/tls-source.ts";
 import { type Access, FleetAccess, openAccess } from "./access.ts";
 import { storeBudget } from "./budget.ts";
+import { EnrolmentService, type EnrolmentSettings } from "./enrolment.ts";
 import { bindGrpc, closeGrpc, grpcServer } from "./grpc-server.ts";
 import { type DoorLimits, doorLimits, FleetCredentials, openDoor } from "./grpc-tls.ts";
 import { bindHttp, closeHttp, httpServer } from "./http.ts";
@@ -57,6 +58,8 @@ export interface CoordinatorTls {
   readonly source: TlsSource;
   /** For callers without a certificate; asked again every few seconds. Absent: there are none. */
   readonly tokens?: () => BearerTokens;
+  /** Absent: nobody is enrolled here. */
+  readonly enrolment?: EnrolmentSettings;
   readonly limits?: Partial<DoorLimits>;
 }
 
@@ -101,6 +104,7 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
   const services = {
     relight: new RelightService(registry, { budgetMs, onBoot: metrics.boot, access }),
     p2p: new P2pService(registry),
+    enrolment: tls?.enrolment === undefined ? null : new EnrolmentService(tls.enrolment),
   };
   const grpc = grpcServer(services, { budgetMs, observe: metrics.observe, access });
   const health = addHealth(grpc);

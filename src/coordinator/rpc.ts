@@ -31,10 +31,12 @@ export interface RpcOptions {
   readonly access: Access;
 }
 
-/** What a method is, in the table of roles; null for one that looks at who calls by itself. */
 export interface Method {
   readonly name: string;
-  readonly call: Call | null;
+  /** In the table of roles. */
+  readonly call: Call;
+  /** Whether a caller that shows nothing is heard all the same; what it proves, it proves by the request. */
+  readonly isOpen?: boolean;
 }
 
 /** What a call of any kind shows about its caller. */
@@ -49,7 +51,7 @@ export function presentedBy(call: Shown): Presented {
 }
 
 export function unary<Request, Response>(
-  { name: method, call: kind }: Method,
+  { name: method, call: kind, isOpen = false }: Method,
   handle: Handle<Request, Response>,
   options: RpcOptions,
 ): handleUnaryCall<Request, Response> {
@@ -64,7 +66,9 @@ export function unary<Request, Response>(
       options.observe({ method, ms: performance.now() - startedMs, error });
     };
     const answer = async (): Promise<Response> => {
-      const by = kind === null ? null : options.access.admit(presentedBy(call), kind);
+      const presented = presentedBy(call);
+      const isNobody = presented.certificate === null && presented.authorization === null;
+      const by = isOpen && isNobody ? null : options.access.admit(presented, kind);
       return await handle(call.request, budget.signal, by);
     };
     answer().then(

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+// What this agent shows of itself in TLS: files that somebody else rotates, or a certificate that it
+// got for a join token and renews by itself. Replicas of one node share it, under the node's lock.
+
+import path from "node:path";
+import { RelightError } from "../errors.ts";
+import type { Clock } from "../platform/clock.ts";
+import { readSmall, writeWhole } from "../platform/files.ts";
+import { claimNodeLock } from "../platform/node-lock.ts";
+import type { EnrolResponse } from "../protocol/gen/relight_pb.ts";
+import { readCertificate, readCertificatesPem, writeCertificatePem } from "../trust/certificate.ts";
+import { writeEnrolRequest } from "../trust/enrol.ts";
+import { decodeEnvelope, listSigners } from "../trust/envelope.ts";
+import { type JoinToken, readJoinToken } from "../trust/join-token.ts";
+import { loadOrCreateKey } from "../trust/key-file.ts";
+import { readPublicKey } from "../trust/keys.ts";
+import { policyBytesMax } from "../trust/policy.ts";
+import { memberOf, readTlsMaterial, type TlsMaterial, tlsIdentity } from "../trust/tls-material.ts";
+import { openTlsFiles, type TlsFileNames, type TlsSource } from "../trust/tls-source.ts";
+import { askAsMember, askAsStranger } from "./enrol-call.ts";
+
+export interface MembershipSettings {
+  /** Brought by the operator; null when the agent enrols or belongs to no fleet. */
+  readonly files: TlsFileNames | null;
+  /** Null without one. */
+  readonly join: string | null;
+}
+
+export interface Membership {
+  /** Null for an agent of one machine. */
+  readonly source: TlsSource | null;
+  /** host:port. */
+  readonly coordinator: string;
+}
+
+interface Surroundings {
+  readonly nodeId: string;
+  /** Where key and certificate are kept. */
+  readonly folder: string;
+  readonly policyFile: string;
+  /** host:port, unless the token says another. */
+  readonly coordinator: string;
+  readonly timeoutMs: number;
+  readonly clock: Clock;
+  readonly signal: AbortSignal;
+}
+
+const pemBytesMax = 256 * 1024;
+
+/** @throws RelightError why there is no certificate although there should be one. */
+export async function openMembership(
+  settings: MembershipSettings,
+  surroundings: Surroundings,
+): Promise<Membership> {
+  const { files, join } = settings;
+  if (files !== null) return { source: openTlsFiles(files), coordinator: surroundings.coordinator };
+  const token = join === null ? null : readJoinToken(join);
+  const coordinator = token?.coordinator ?? surroundings.coordinator;
+  const enrolled = new Enrolled({ ...surroundings, coordinator });
+  if (join !== null && token !== null) await enrolled.join(join, token);
+  return { source: enrolled.isMember ? enrolled : null, coordinator };
+}
+
+class Enrolled implements TlsSource {
+  readonly #options: Surroundings;
+  #material: TlsMaterial | null;
+  #renewAtMs = Number.POSITIVE_INFINITY;
+
+  constructor(options: Surroundings) {
+    this.#options = options;
+    this.#material = this.#read();
+  }
+
+  get isMember(): boolean {
+    return this.#material !== null;
+  }
+
+  get material(): TlsMaterial {
+    if (this.#material !== null) return this.#material;
+    throw new RelightError("unauthenticated", "Cannot prove who we are: not enrolled");
+  }
+
+  /** Does nothing on a node that has joined already: the token's use is left to another. */
+  async join(text: string, token: JoinToken): Promise<void> {
+    await this.#inTurn(async () => {
+      if (this.isMember) return;
+      const asked = this.#ask(text);
+      const answer = await askAsStranger(asked, token.authority);
+      this.#keep(answer);
+      this.#keepPolicy(Buffer.from(answer.policy), token);
+    });
+  }
+
+  async refresh(): Promise<boolean> {
+    if (this.#options.clock.wallMs() < this.#renewAtMs) return false;
+    await this.#inTurn(async () => {
+      // Another replica of this node may have renewed it meanwhile.
+      if (this.#options.clock.wallMs() < this.#renewAtMs) return;
+      this.#keep(await askAsMember(this.#ask(""), this.material));
+    });
+    return true;
+  }
+
+  async #inTurn(work: () => Promise<void>): Promise<void> {
+    const { clock, signal } = this.#options;
+    using _lock = await claimNodeLock(this.#file("member.lock"), { clock, signal });
+    this.#material = this.#read();
+    await work();
+  }
+
+  #ask(token: string) {
+    const { coordinator: address, timeoutMs, nodeId } = this.#options;
+    const signer = loadOrCreateKey(this.#file("member-key.pem"), "p256");
+    return { address, timeoutMs, envelope: writeEnrolRequest(nodeId, signer, token) };
+  }
+
+  #keep({ certificate, authorities }: EnrolResponse): void {
+    // Judged before it replaces what we have, by the rules that our peers go by.
+    const key = this.#keyBytes();
+    const own = writeCertificatePem(Buffer.from(certificate));
+    const believed = authorities.map((der) => writeCertificatePem(Buffer.from(der))).join("");
+    const material = readTlsMaterial({
+      key: key ?? Buffer.alloc(0),
+      certificate: Buffer.from(own),
+      authority: Buffer.from(believed),
+    });
+    memberOf(tlsIdentity(material), this.#options.clock.wallMs());
+    // One file, so that a reader never sees one's certificate with another's authorities.
+    writeWhole(this.#file("member.pem"), `${own}${believed}`);
+    this.#material = this.#read();
+  }
+
+  /** Null when there is none, or when it has ended: then a token is needed again. */
+  #read(): TlsMaterial | null {
+    const key = this.#keyBytes();
+    const text = readSmall(this.#file("member.pem"), pemBytesMax);
+    if (key === null || text === null) return null;
+    const [own, ...believed] = readCertificatesPem(text.toString("latin1"));
+    const leaf = readCertificate(own ?? Buffer.alloc(0));
+    const now = this.#options.clock.wallMs();
+    if (now > leaf.notAfter) return null;
+    this.#renewAtMs = leaf.notBefore + ((leaf.notAfter - leaf.notBefore) * 2) / 3;
+    return readTlsMaterial({
+      key,
+      certificate: Buffer.from(writeCertificatePem(leaf.der)),
+      authority: Buffer.from(believed.map(writeCertificatePem).join("")),
+    });
+  }
+
+  /** The first policy of a node that has none, when the roots that the token names signed it. */
+  #keepPolicy(envelope: Buffer, { roots }: JoinToken): void {
+    const { policyFile } = this.#options;
+    if (envelope.length === 0 || readSmall(policyFile, 2 * policyBytesMax) !== null) return;
+    const signers = listSigners(
+      decodeEnvelope(envelope, policyBytesMax),
+      roots.keys.map(readPublicKey),
+    );
+    if (signers.length >= roots.threshold) writeWhole(policyFile, envelope);
+    else
+      throw new RelightError(
+        "policy_invalid",
+        "Cannot join: the roots that the token names did not sign the coordinator's policy",
+      );
+  }
+
+  #keyBytes(): Buffer | null {
+    return readSmall(this.#file("member-key.pem"), pemBytesMax);
+  }
+
+  #file(name: string): string {
+    return path.join(this.#options.folder, name);
+  }
+}
