@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Calls between processes of one machine whose arguments and answers may carry handles to GPU memory.
 // It moves handles, never weights: whoever holds a handle reads the memory itself. What a call means is
-// the session's; engines and agents speak to the same socket. docs/protocol.md has the messages.
+// the session's (weights/host.ts has the calls); engines and agents speak to the same socket.
 
 import { closeSync } from "node:fs";
 import { z } from "zod";

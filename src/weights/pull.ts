@@ -147,8 +147,6 @@ class Pull {
     this.#mapAhead(lease.handles);
     const plan = planTransfer(missing, manifest, target, limits);
     const wanted = new Map(missing.map((pair) => [pair.target, digestOf(manifest, pair.source)]));
-    this.#isMutated ||= plan.bytes > 0;
-    this.#isCopying = true;
     const result = await this.#transfer({ plan, wanted, handles: lease.handles }, signal);
     if (!(await isStillCurrent(lease, limits.leaseMs, signal))) {
       throw new RelightError(
@@ -191,6 +189,8 @@ class Pull {
     const segmentCountMax = Math.max(1, placeCount(target.tensors));
     const digester = await openDigester(this.#stay, segmentCountMax);
     const sides = { source: read.handles, target: memory.handles };
+    this.#isCopying = true;
+    this.#isMutated ||= read.plan.bytes > 0;
     return await runTransfer(
       {
         driver: driver satisfies GpuDriver,
@@ -278,6 +278,8 @@ async function isStillCurrent(
 }
 
 function mayTryElsewhere(error: RelightError): boolean {
+  // A transfer's own deadline follows its bytes: it is this source's link that was too slow.
+  if (error.code === "deadline_exceeded") return true;
   return error.facts.retry === "elsewhere" || error.facts.blame === "remote";
 }
 
