@@ -251,10 +251,10 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
         const blocked = engine(second, { tensors: large, isTarget: true });
         await Promise.all([doomed.ready, blocked.ready]);
         const never = doomed.ask(loadFrom(from)).catch(() => "killed");
-        await pause(100);
-        // A GPU may have finished by now; the fake needs a second.
+        // A GPU may be done before one looks; the fake needs a second.
         if (backend === "fake") {
-          const busy = await untilFailed(blocked, loadFrom(from));
+          await until(async () => (await from.readers()) === 1);
+          const busy = await blocked.fail(loadFrom(from));
           assert.match(busy.message, /as many readers as it admits/);
         }
         await first.kill();
@@ -298,7 +298,8 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
         const target = engine(to, { tensors: large, isTarget: true });
         await target.ready;
         const loading = target.ask<Loaded>(loadFrom(from));
-        await pause(300);
+        if (backend === "fake") await until(async () => (await from.readers()) === 1);
+        await pause(200);
         const renewed = await source.ask<Loaded>({ do: "update", key, salt: "new" });
         const loaded = await loading;
         const salt = loaded.content === renewed.content ? "new" : "old";
@@ -415,6 +416,8 @@ abstract class Part {
   }
 
   abstract try(command: EngineCommand): Promise<EngineAnswer>;
+  /** How many read what this agent offers; `null` where nobody can see it. */
+  abstract readers(): Promise<number | null>;
   abstract kill(): Promise<void>;
 }
 
@@ -450,6 +453,10 @@ class ProcessPart extends Part {
     return JSON.parse(value) as EngineAnswer;
   }
 
+  override async readers(): Promise<null> {
+    return null;
+  }
+
   override async kill(): Promise<void> {
     const child = await this.#child.catch(() => null);
     if (child === null || child.exitCode !== null || child.signalCode !== null) return;
@@ -477,19 +484,23 @@ class LocalPart extends Part {
     return await part.answer(command);
   }
 
+  override async readers(): Promise<number | null> {
+    const part = await this.#part;
+    return part instanceof TestAgent ? (part.host.offers()[0]?.readers ?? null) : null;
+  }
+
   override async kill(): Promise<void> {
     const part = await this.#part.catch(() => null);
     await part?.[Symbol.asyncDispose]();
   }
 }
 
-/** The lease is taken a moment after the command; until then a second reader is let in. */
-async function untilFailed(engine: Part, command: EngineCommand): Promise<EngineFailure> {
-  for (let round = 0; round < 50; round += 1) {
-    const answer = await engine.try(command);
-    if ("error" in answer) return answer.error;
+async function until(isSo: () => Promise<boolean>): Promise<void> {
+  for (let round = 0; round < 1_000; round += 1) {
+    if (await isSo()) return;
+    await pause(10);
   }
-  throw new Error("the load never failed");
+  throw new Error("it never came to be");
 }
 
 /** A killed process is noticed by its connection's end, a moment later. */
