@@ -11,6 +11,8 @@ const rememberedMax = 10_000;
 const recordShape = z.object({
   outcome: z.enum(["warm", "partial", "cold"]),
   code: z.string().nullable(),
+  /** Absent from records of older agents. */
+  trust: z.object({ mode: z.enum(["closed", "insecure"]) }).nullish(),
   caches: z.array(z.object({ code: z.string().nullable() })).max(256),
 });
 
@@ -18,6 +20,8 @@ export interface BootLabels {
   readonly outcome: "warm" | "partial" | "cold";
   /** A row of the error table: why nothing or not everything was installed; `none` for a warm boot. */
   readonly code: string;
+  /** Whether signatures were asked for; `unknown` where the record does not say. */
+  readonly trust: "closed" | "insecure" | "unknown";
 }
 
 export class BootCounter {
@@ -31,7 +35,11 @@ export class BootCounter {
     this.#remember(bootId);
     const code = record.code ?? record.caches.find((cache) => cache.code !== null)?.code ?? "none";
     // Labels are a bounded set, whatever an agent writes into its record.
-    return { outcome: record.outcome, code: code in codes || code === "none" ? code : "internal" };
+    return {
+      outcome: record.outcome,
+      code: code in codes || code === "none" ? code : "internal",
+      trust: record.trust?.mode ?? "unknown",
+    };
   }
 
   #remember(bootId: string): void {

@@ -24,9 +24,9 @@ export const metrics = {
   relight_boots_total: {
     type: "counter",
     unit: "boots",
-    labels: ["outcome", "code"],
+    labels: ["outcome", "code", "trust"],
     about:
-      "Starts of replicas reported to this coordinator: warm, partial or cold; `code` is `none` or a row of docs/errors.md.",
+      "Starts of replicas reported to this coordinator: warm, partial or cold; `code` is `none` or a row of docs/errors.md; `trust` is `closed`, or `insecure` where nobody asked for signatures.",
   },
   relight_coordinator_calls_total: {
     type: "counter",
