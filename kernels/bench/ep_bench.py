@@ -35,7 +35,8 @@ SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 class PushArgs(ctypes.Structure):
     _fields_ = [("to", ctypes.c_uint64 * 32), ("masks", ctypes.c_uint64), ("rows", ctypes.c_uint32),
                 ("row_bytes", ctypes.c_uint32), ("row_stride", ctypes.c_uint32),
-                ("trace_at", ctypes.c_uint32), ("trace", ctypes.c_uint64), ("left", ctypes.c_uint64)]
+                ("trace_at", ctypes.c_uint32), ("trace", ctypes.c_uint64), ("left", ctypes.c_uint64),
+                ("ranks", ctypes.c_uint32), ("rank", ctypes.c_uint32)]
 
 
 def row_bytes(fmt):
@@ -219,6 +220,7 @@ class Bench:
             args.masks, args.rows, args.row_bytes = packed.data_ptr(), tokens, size
             args.row_stride, args.trace_at = stride, i
             args.trace, args.left = trace.data_ptr(), left.data_ptr()
+            args.ranks, args.rank = self.world, self.rank
             m.barrier()
             holder = (ctypes.c_void_p * 1)(ctypes.addressof(args))
             check(cuda.cuLaunchKernel(self.push_function, blocks, 1, 1, 32, 1, 1, size,

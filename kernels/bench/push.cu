@@ -13,6 +13,8 @@ struct PushArgs {
     uint32_t trace_at;    // entry of `trace`
     uint64_t trace;       // u64[2 * entries] start and end in ns
     uint64_t left;        // u32, zero
+    uint32_t ranks;
+    uint32_t rank;
 };
 
 extern "C" __global__ void __launch_bounds__(32) push(const __grid_constant__ PushArgs args) {
@@ -26,8 +28,12 @@ extern "C" __global__ void __launch_bounds__(32) push(const __grid_constant__ Pu
     __syncwarp();
     const auto* masks = reinterpret_cast<const uint32_t*>(args.masks);
     for (uint32_t at = blockIdx.x; at < args.rows; at += gridDim.x) {
-        if (masks[at] >> threadIdx.x & 1)
-            ptx::bulk_store(reinterpret_cast<char*>(args.to[threadIdx.x]) +
+        // Each block starts with another rank, as dispatch does.
+        const uint32_t peer = threadIdx.x < args.ranks
+                                  ? (threadIdx.x + args.rank + 1 + blockIdx.x) % args.ranks
+                                  : threadIdx.x;
+        if (masks[at] >> peer & 1)
+            ptx::bulk_store(reinterpret_cast<char*>(args.to[peer]) +
                                 uint64_t(at) * args.row_stride,
                             row, args.row_bytes);
         ptx::bulk_commit();

@@ -83,11 +83,14 @@ __device__ void send_rows(const View& view, const RelightEpDispatchArgs& args, u
     uint32_t reachable = 0, history = 0, step = 0;
     uint32_t sums[3] = {};  // of the last three rows, newest first
 
-    // Lane r of warp 0 owns the traffic to rank r. Cells trail by two rows: by bulk_wait<2> the row
-    // before the last two is on its way out and its stage is free for the next row but one.
+    // Each lane of warp 0 owns the traffic to one rank. Lanes store in their order, so every block
+    // starts with another rank: else all ranks would storm rank 0 first. Cells trail by two rows: by
+    // bulk_wait<2> the row before the last two is out and its stage is free for the next row but one.
+    const uint32_t peer =
+        lane < s->ranks_max ? (lane + s->rank + 1 + blockIdx.x) % s->ranks_max : lane;
     const auto prove = [&](uint32_t back, uint32_t token) {
         if (history >> back & 1)
-            ptx::store_relaxed_system(view.row_cell(lane, s->rank, token),
+            ptx::store_relaxed_system(view.row_cell(peer, s->rank, token),
                                       proven(view.epoch, sums[back]));
     };
     uint32_t token = blockIdx.x;
@@ -104,8 +107,10 @@ __device__ void send_rows(const View& view, const RelightEpDispatchArgs& args, u
         uint32_t to = 0;
         if (issuer) {
             const uint32_t owner = owner_of(view, expert);
-            if (step == 0)
-                reachable = __ballot_sync(0xffffffffu, (members >> lane & 1) && gate(view, lane));
+            if (step == 0) {
+                const bool open = (members >> peer & 1) && gate(view, peer);
+                reachable = __reduce_or_sync(0xffffffffu, open ? 1u << peer : 0);
+            }
             const bool owned = owner != RELIGHT_EP_NO_OWNER && (owner >> 16) < kRanksMax;
             to = __reduce_or_sync(0xffffffffu, owned ? 1u << (owner >> 16) : 0) & reachable;
             if (chooses) reinterpret_cast<float*>(stage)[lane] = weight;
@@ -117,10 +122,10 @@ __device__ void send_rows(const View& view, const RelightEpDispatchArgs& args, u
         ptx::fence_shared_to_async();
         ptx::barrier(kSenderBarrier, kSenders);
         if (!issuer) continue;
-        if (to >> lane & 1) ptx::bulk_store(view.row(lane, s->rank, token), stage, bytes);
+        if (to >> peer & 1) ptx::bulk_store(view.row(peer, s->rank, token), stage, bytes);
         ptx::bulk_commit();
         if (lane == 0) view.sent()[token] = to;
-        history = history << 1 | (to >> lane & 1);
+        history = history << 1 | (to >> peer & 1);
         sums[2] = sums[1];
         sums[1] = sums[0];
         sums[0] = sum_stage(stage, bytes);
