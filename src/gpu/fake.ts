@@ -57,6 +57,7 @@ export interface FakeOptions {
 interface Stream {
   readonly queue: Step[];
   running: boolean;
+  isClosed: boolean;
   error: RelightError | null;
 }
 
@@ -174,7 +175,7 @@ export class FakeDriver implements GpuDriver {
 
   async openStream(context: ContextHandle): Promise<StreamHandle> {
     this.#handles.get(context, "context");
-    const stream = { queue: [], running: false, error: null };
+    const stream = { queue: [], running: false, isClosed: false, error: null };
     return this.#handles.add({ kind: "stream", owner: context, stream });
   }
 
@@ -252,7 +253,9 @@ export class FakeDriver implements GpuDriver {
   async close(handle: Handle<string>): Promise<void> {
     for (const entry of this.#handles.take(handle)) {
       if (entry.kind === "memory") this.#memory.release(entry.range);
-      if (entry.kind === "stream") entry.stream.queue.length = 0;
+      if (entry.kind !== "stream") continue;
+      entry.stream.isClosed = true;
+      entry.stream.queue.length = 0;
     }
   }
 
@@ -288,7 +291,7 @@ export class FakeDriver implements GpuDriver {
         await nextTurn();
         const command = stream.queue.shift();
         if (command === undefined) return;
-        await this.#execute(command);
+        await this.#execute(command, stream);
       }
     } catch (cause) {
       stream.error = asRelightError(cause);
@@ -298,7 +301,7 @@ export class FakeDriver implements GpuDriver {
     }
   }
 
-  async #execute(command: Step): Promise<void> {
+  async #execute(command: Step, stream: Stream): Promise<void> {
     switch (command.do) {
       case "copy":
         await this.#copy(command.to, command.from, command.bytes);
@@ -322,7 +325,8 @@ export class FakeDriver implements GpuDriver {
         break;
       }
       case "await":
-        while (command.state.reached < command.record) await pause(1);
+        // What it waits for may have been dropped with another stream.
+        while (command.state.reached < command.record && !stream.isClosed) await pause(1);
         break;
       case "launch":
         this.#handles.get(command.kernel, "kernel").run(this.#memory, command);
