@@ -14,6 +14,7 @@ export const allocationCountMax = 100_000;
 export const rowCountMax = 1_000_000;
 const namePattern = /^[^\p{Cc}]{1,1024}$/u;
 const dimensionCountMax = 16;
+const digestPattern = /^[0-9a-f]{32}$/;
 const lengthMax = 2 ** 48; // Sixteen of them multiply to a finite number.
 const allocationBytesMax = 2 ** 44;
 
@@ -38,12 +39,7 @@ const manifestSchema = z.strictObject({
   ...header,
   generation: z.number().int().min(1),
   /** By tensor, in their order; `null` for a tensor without bytes. */
-  digests: z.array(
-    z
-      .string()
-      .regex(/^[0-9a-f]{32}$/)
-      .nullable(),
-  ),
+  digests: z.array(z.unknown()).max(tensorCountMax),
 });
 
 /** A worker's tensors and where they lie. What a target wants filled. */
@@ -68,17 +64,8 @@ export function parseLayout(value: unknown): WeightLayout {
 export function parseManifest(value: unknown): WeightManifest {
   const parsed = manifestSchema.safeParse(value);
   if (!parsed.success) throw invalid(firstIssue(parsed.error));
-  const { digests } = parsed.data;
   const tensors = checkTensors(parsed.data);
-  if (digests.length !== tensors.length) {
-    throw invalid(`${digests.length} digests for ${tensors.length} tensors`);
-  }
-  tensors.forEach((tensor, index) => {
-    if ((digests[index] === null) !== (spanBytes(tensor) === 0)) {
-      throw invalid(`"${tensor.name}" has ${spanBytes(tensor)} bytes and digest ${digests[index]}`);
-    }
-  });
-  return { ...parsed.data, tensors };
+  return { ...parsed.data, tensors, digests: checkDigests(parsed.data.digests, tensors) };
 }
 
 /**
@@ -117,12 +104,29 @@ interface Unchecked {
 
 function checkTensors({ tensors, allocations }: Unchecked): Tensor[] {
   const names = new Set<string>();
-  return tensors.map((value, index) => {
+  let rows = 0;
+  const checked = tensors.map((value, index) => {
     const tensor = checkTensor(value, `tensor ${index}`);
     if (names.has(tensor.name)) throw invalid(`two tensors are named "${tensor.name}"`);
     names.add(tensor.name);
     checkPlace(tensor, allocations);
+    rows += rowCount(tensor);
     return tensor;
+  });
+  if (rows > rowCountMax) throw invalid(`its tensors have ${rows} rows, at most ${rowCountMax}`);
+  return checked;
+}
+
+function checkDigests(digests: readonly unknown[], tensors: readonly Tensor[]): (string | null)[] {
+  if (digests.length !== tensors.length) {
+    throw invalid(`${digests.length} digests for ${tensors.length} tensors`);
+  }
+  return tensors.map((tensor, index) => {
+    const digest = digests[index];
+    const isEmpty = spanBytes(tensor) === 0;
+    if (isEmpty && digest === null) return null;
+    if (!isEmpty && typeof digest === "string" && digestPattern.test(digest)) return digest;
+    throw invalid(`"${tensor.name}" has ${spanBytes(tensor)} bytes and no digest that fits`);
   });
 }
 

@@ -103,7 +103,7 @@ export async function runTransfer(
     const { verified, wrong } = judge(job, digests);
     return { verified, wrong, bytes: job.plan.bytes, ms: clock.monotonicMs() - began };
   } catch (error) {
-    await drain(parts, [copyStream, tableStream, checkStream], job.silenceMsMax);
+    await drain(parts, [copyStream, tableStream, checkStream], deadlineMs);
     throw translated(error);
   } finally {
     for (const handle of [copyStream, tableStream, checkStream, copied, prepared]) {
@@ -227,7 +227,7 @@ async function pace(
   if (aheadMs > 0) await clock.sleep(aheadMs, signal);
 }
 
-/** What was enqueued may still run; memory is unmapped only after it, or never if it hangs. */
+/** What was enqueued may still run; nothing is unmapped before it is done, or has had as long again. */
 async function drain(
   { driver }: TransferParts,
   streams: readonly Parameters<GpuDriver["finish"]>[0][],

@@ -120,8 +120,10 @@ describe("manifest", () => {
   test("parseManifest() refuses a digest too few and a missing digest of a tensor with bytes", () => {
     const manifest = manifestOf();
     throws(() => parseManifest({ ...manifest, digests: [] }), "manifest_invalid");
-    const digests = manifest.digests.with(0, null);
-    throws(() => parseManifest({ ...manifest, digests }), "manifest_invalid");
+    for (const digest of [null, "", "0".repeat(31), "g".repeat(32), 7]) {
+      const digests = [digest, ...manifest.digests.slice(1)];
+      throws(() => parseManifest({ ...manifest, digests }), "manifest_invalid");
+    }
   });
 
   test("layoutFingerprint() is of the tensors, not of where they lie or of the data-parallel rank", () => {
