@@ -10,6 +10,7 @@ import {
   type MessageShape,
 } from "@bufbuild/protobuf";
 import { Client, type ClientReadableStream, credentials, Metadata } from "@grpc/grpc-js";
+import { isLoopback } from "../core/loopback.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import {
   type ListSourcesRequestSchema,
@@ -138,8 +139,18 @@ export interface ConnectOptions {
   readonly tls?: () => TlsMaterial;
 }
 
-/** Opens no socket before the first call. Every rejection is a RelightError. */
+/**
+ * Opens no socket before the first call. Every rejection is a RelightError.
+ * @throws RelightError `config_invalid` for plaintext beyond loopback.
+ */
 export function connectCoordinator(options: ConnectOptions): CoordinatorClient {
+  const host = options.address.replace(/:\d+$/, "");
+  if (options.tls === undefined && !isLoopback(host)) {
+    throw new RelightError(
+      "config_invalid",
+      `Cannot call the coordinator at "${options.address}" in plaintext: want loopback, or trust.join, or trust.certificate, trust.key and trust.authority`,
+    );
+  }
   return new GrpcCoordinatorClient(options);
 }
 

@@ -7,6 +7,7 @@ import { RelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
 import { readSmall, writeWhole } from "../platform/files.ts";
 import { claimNodeLock } from "../platform/node-lock.ts";
+import { readPrivate } from "../platform/private-file.ts";
 import type { EnrolResponse } from "../protocol/gen/relight_pb.ts";
 import { readCertificate, readCertificatesPem, writeCertificatePem } from "../trust/certificate.ts";
 import { writeEnrolRequest } from "../trust/enrol.ts";
@@ -164,7 +165,7 @@ class Enrolled implements TlsSource {
   }
 
   #keyBytes(): Buffer | null {
-    return readSmall(this.#file("member-key.pem"), pemBytesMax);
+    return readPrivate(this.#file("member-key.pem"), pemBytesMax);
   }
 
   #file(name: string): string {

@@ -3,7 +3,8 @@
 // have a bearer token instead, and who enrols has neither. Sockets are accepted here and not by the
 // gRPC library, so that strangers cost a bounded number of connections and handshakes.
 
-import net from "node:net";
+import type net from "node:net";
+import tls from "node:tls";
 import { type Server, ServerCredentials } from "@grpc/grpc-js";
 import { RelightError } from "../errors.ts";
 import { secureContextOptions } from "../trust/tls.ts";
@@ -22,32 +23,16 @@ export const doorLimits: DoorLimits = {
   handshakeMsMax: 5_000,
 };
 
-export class FleetCredentials extends ServerCredentials {
-  constructor(material: TlsMaterial, { handshakeMsMax }: DoorLimits) {
-    super(
-      { requestCert: true, rejectUnauthorized: false, handshakeTimeout: handshakeMsMax },
-      secureContextOptions(tlsIdentity(material)),
-    );
-  }
-
-  /** For connections from now on. */
-  renew(material: TlsMaterial): void {
-    this.updateSecureContextOptions(secureContextOptions(tlsIdentity(material)));
-  }
-
-  override _equals(other: ServerCredentials): boolean {
-    return this === other;
-  }
-}
-
 export interface Door extends AsyncDisposable {
   readonly port: number;
+  /** For connections from now on. */
+  renew(material: TlsMaterial): void;
 }
 
 /** @throws RelightError `port_in_use`. */
 export async function openDoor(
   server: Server,
-  credentials: FleetCredentials,
+  material: TlsMaterial,
   options: {
     readonly host: string;
     readonly port: number;
@@ -57,25 +42,40 @@ export async function openDoor(
   },
 ): Promise<Door> {
   const { host, port, limits, onRefused } = options;
-  const injector = server.createConnectionInjector(credentials);
+  // What it is given speaks TLS already; the library only sees who has shaken hands.
+  const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+  const listener = tls.createServer(
+    {
+      ...secureContextOptions(tlsIdentity(material)),
+      requestCert: true,
+      rejectUnauthorized: false,
+      handshakeTimeout: limits.handshakeMsMax,
+      ALPNProtocols: ["h2"],
+      noDelay: true,
+    },
+    (socket) => {
+      socket.on("error", () => socket.destroy());
+      injector.injectConnection(socket);
+    },
+  );
   const sockets = new Set<net.Socket>();
   const admits = perSecond(limits.handshakesPerSecondMax);
-  const listener = net.createServer({ noDelay: true }, (socket) => {
-    socket.on("error", () => socket.destroy());
-    if (!admits(performance.now())) {
-      onRefused();
-      socket.destroy();
-      return;
-    }
+  listener.on("connection", (socket: net.Socket) => {
     sockets.add(socket);
     socket.on("close", () => sockets.delete(socket));
-    injector.injectConnection(socket);
+    if (!admits(performance.now())) socket.destroy();
+  });
+  // A handshake that failed, took too long or was cut off: Node leaves the socket to us.
+  listener.on("tlsClientError", (_error, socket) => {
+    onRefused();
+    socket.destroy();
   });
   listener.maxConnections = limits.connectionsMax;
   listener.on("drop", onRefused);
   const bound = await listen(listener, host, port);
   return {
     port: bound,
+    renew: (next) => listener.setSecureContext(secureContextOptions(tlsIdentity(next))),
     [Symbol.asyncDispose]: async () => {
       const closed = new Promise((resolve) => listener.close(resolve));
       for (const socket of sockets) socket.destroy();

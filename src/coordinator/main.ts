@@ -14,7 +14,7 @@ import { type Access, FleetAccess, openAccess } from "./access.ts";
 import { storeBudget } from "./budget.ts";
 import { EnrolmentService, type EnrolmentSettings } from "./enrolment.ts";
 import { bindGrpc, closeGrpc, grpcServer } from "./grpc-server.ts";
-import { type DoorLimits, doorLimits, FleetCredentials, openDoor } from "./grpc-tls.ts";
+import { type DoorLimits, doorLimits, openDoor } from "./grpc-tls.ts";
 import { bindHttp, closeHttp, httpServer } from "./http.ts";
 import { createMetrics } from "./metrics.ts";
 import { P2pService } from "./p2p-service.ts";
@@ -165,9 +165,9 @@ async function openSecure(
 ): Promise<number> {
   const { at, tls, fleet, opened, notice, metrics } = secure;
   const limits = { ...doorLimits, ...tls.limits };
-  const credentials = new FleetCredentials(tls.source.material, limits);
   const onRefused = metrics.strangerRefused;
-  const door = opened.use(await openDoor(grpc, credentials, { ...at, limits, onRefused }));
+  const { material } = tls.source;
+  const door = opened.use(await openDoor(grpc, material, { ...at, limits, onRefused }));
   opened.use(
     repeat(trustEveryMs, async () => {
       using budget = storeBudget(trustEveryMs);
@@ -175,7 +175,7 @@ async function openSecure(
         if (tls.tokens !== undefined) fleet.setTokens(tls.tokens());
         if (!(await tls.source.refresh(budget.signal))) return;
         fleet.renew(tlsIdentity(tls.source.material));
-        credentials.renew(tls.source.material);
+        door.renew(tls.source.material);
       } catch (thrown) {
         notice({ type: "trust_failed", error: asRelightError(thrown) });
       }

@@ -178,6 +178,13 @@ export class RelightService {
           "Cannot read the session: wanted Hello, then the rest",
         );
     };
+    // Also before the first word: a stranger does not get to hold a stream.
+    try {
+      this.#access.admit(presentedBy(call), "session.open");
+    } catch (error) {
+      fail(error);
+      return;
+    }
     call.on("data", (request: SessionRequest) => {
       try {
         hear(request);

@@ -45,7 +45,8 @@ export const metrics = {
     type: "counter",
     unit: "connections",
     labels: [],
-    about: "TLS connections ended unheard: too many at once, or too many handshakes in one second.",
+    about:
+      "TLS connections ended unheard: too many at once, too many handshakes in one second, or one that failed.",
   },
   relight_coordinator_sources: {
     type: "gauge",
