@@ -15,6 +15,7 @@ import {
   type Welcome,
 } from "../protocol/gen/relight_pb.ts";
 import { grpcMethod } from "../protocol/grpc.ts";
+import { policyBytesMax } from "../trust/policy.ts";
 import { cancelled, fromGrpc } from "./coordinator-errors.ts";
 
 export interface SessionHello {
@@ -25,7 +26,9 @@ export interface SessionHello {
 export type SessionChange =
   | { readonly type: "lost"; readonly error: RelightError }
   /** `resumed`: everything published is still offered. Otherwise publish again, under the new id. */
-  | { readonly type: "restored"; readonly resumed: boolean; readonly sessionId: string };
+  | { readonly type: "restored"; readonly resumed: boolean; readonly sessionId: string }
+  /** The fleet's policy as the coordinator has it: a claim, whoever carries it. */
+  | { readonly type: "policy"; readonly envelope: Buffer };
 
 export interface Session {
   /** As the coordinator knows it now; changes with a `restored` that was not `resumed`. */
@@ -33,7 +36,7 @@ export interface Session {
   readonly isConnected: boolean;
   /** Told with the next heartbeat. */
   setReaders(readers: number): void;
-  /** Listens until the returned function is called. */
+  /** Listens until the returned function is called; hears at once of the policy that came before. */
   onChange(listener: (change: SessionChange) => void): () => void;
   /** Says goodbye and waits for the coordinator's answer; what was published is withheld. Idempotent. */
   close(signal: AbortSignal): Promise<void>;
@@ -52,6 +55,8 @@ type Stream = ClientDuplexStream<SessionRequest, SessionEvent>;
 
 const backoffMsMin = 100;
 const backoffMsMax = 1_000;
+/** What is longer is no policy; keeping it would be the coordinator's choice of our memory. */
+const policyEnvelopeBytesMax = 2 * policyBytesMax;
 const heartbeatMsMin = 50;
 const heartbeatMsMax = 60_000;
 
@@ -76,6 +81,7 @@ class StreamSession implements Session {
   #stream: Stream | undefined;
   #isConnected = false;
   #readers = 0;
+  #policy: Buffer | null = null;
   #closed: Promise<void> | undefined;
 
   constructor(client: Client, hello: SessionHello, options: SessionOptions) {
@@ -99,6 +105,7 @@ class StreamSession implements Session {
 
   onChange(listener: (change: SessionChange) => void): () => void {
     this.#listeners.add(listener);
+    if (this.#policy !== null) listener({ type: "policy", envelope: this.#policy });
     return () => this.#listeners.delete(listener);
   }
 
@@ -141,6 +148,9 @@ class StreamSession implements Session {
       requestSerialize,
       responseDeserialize,
     );
+    stream.on("data", ({ kind }: SessionEvent) => {
+      if (kind.case === "policy") this.#hearPolicy(Buffer.from(kind.value));
+    });
     const limit = AbortSignal.any([signal, AbortSignal.timeout(this.#options.timeoutMs)]);
     const welcomed = firstWelcome(stream, limit);
     const previous = this.#id === undefined ? {} : { sessionId: this.#id };
@@ -155,6 +165,12 @@ class StreamSession implements Session {
     this.#isConnected = true;
     this.#beat(stream, welcome.heartbeatMs);
     return { stream, welcome };
+  }
+
+  #hearPolicy(envelope: Buffer): void {
+    if (envelope.length > policyEnvelopeBytesMax) return;
+    this.#policy = envelope;
+    this.#tell({ type: "policy", envelope });
   }
 
   #beat(stream: Stream, heartbeatMs: number): void {

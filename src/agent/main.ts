@@ -97,6 +97,7 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
     callMsMax: connectMsMax,
     clock: systemClock,
     log,
+    onPolicy: (envelope) => void takePolicy(trust, envelope, log),
   });
   return {
     link,
@@ -118,6 +119,17 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
 async function openAgentTrust({ trust, nodeId }: AgentSettings, log: Log): Promise<ArtifactTrust> {
   using deadline = startDeadline("setting up trust", trustMsMax);
   return await openTrust(trust, { nodeId, clock: systemClock, log, signal: deadline.signal });
+}
+
+async function takePolicy(trust: ArtifactTrust, envelope: Buffer, log: Log): Promise<void> {
+  using deadline = startDeadline("taking a policy", trustMsMax);
+  try {
+    await trust.offer(envelope, deadline.signal);
+  } catch (thrown) {
+    // The coordinator is not believed; the policy that this node knows stays in force.
+    const { code, message } = asRelightError(thrown);
+    log.warn("failure", { code, message });
+  }
 }
 
 /** What installs anything from anybody stays on this machine. */

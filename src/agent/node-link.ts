@@ -31,6 +31,8 @@ export interface NodeLinkOptions {
   readonly callMsMax: number;
   readonly clock: Clock;
   readonly log: Log;
+  /** The coordinator carries a policy; whether it counts is not the link's to say. */
+  readonly onPolicy?: (envelope: Buffer) => void;
 }
 
 /** What is said about a family, under whichever session. */
@@ -213,6 +215,7 @@ export class NodeLink implements AsyncDisposable {
     using deadline = this.#deadline("opening the session", callMsMax, this.#closing.signal);
     this.#session = await client.openSession({ nodeId, agentEndpoint: endpoint }, deadline.signal);
     this.#session.onChange((change) => {
+      if (change.type === "policy") this.#options.onPolicy?.(change.envelope);
       if (change.type !== "restored") return;
       // Also when it was resumed: saying it twice is harmless, and a publish may have been lost with the link.
       this.#publishAll().catch((thrown: unknown) => this.#warn(thrown));

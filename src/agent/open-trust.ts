@@ -8,7 +8,7 @@ import path from "node:path";
 import { asRelightError, RelightError } from "../errors.ts";
 import type { Log } from "../observe/log.ts";
 import type { Clock } from "../platform/clock.ts";
-import { readSmall } from "../platform/files.ts";
+import { readSmall, writeWhole } from "../platform/files.ts";
 import { decodeEnvelope } from "../trust/envelope.ts";
 import { TrustKeeper } from "../trust/keeper.ts";
 import { loadOrCreateKey } from "../trust/key-file.ts";
@@ -66,6 +66,7 @@ export async function openTrust(
       producer: { node: nodeId },
       clock,
       refresh,
+      offer: (envelope, stop) => offerPolicy(envelope, { ...settings, keeper }, stop),
     });
   } catch (thrown) {
     const error = asRelightError(thrown);
@@ -109,6 +110,18 @@ async function takePolicy(
   const { roots } = decodePolicy(decodeEnvelope(envelope, policyBytesMax).payload);
   await keeper.adopt(roots, signer.publicKey, signal);
   await keeper.offer(envelope, signal);
+}
+
+/** Taken only from the roots in force. The file that it replaces in our own folder is replaced with it. */
+async function offerPolicy(
+  envelope: Buffer,
+  { keeper, folder, policyFile }: Pick<Followed, "keeper" | "policyFile"> & { folder: string },
+  signal: AbortSignal,
+): Promise<void> {
+  if (keeper.policyEnvelope?.equals(envelope) === true) return;
+  await keeper.offer(envelope, signal);
+  if (path.dirname(policyFile) === folder && fs.existsSync(policyFile))
+    writeWhole(policyFile, envelope);
 }
 
 /** The envelope; null when there is no such file. Links are followed: mounted secrets are links. */

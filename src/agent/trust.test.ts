@@ -63,6 +63,7 @@ function world(): World {
         producer: { node: "test" },
         clock,
         refresh: async () => {},
+        offer: async () => {},
       });
       return Object.assign(trust, { keeper });
     },

@@ -66,6 +66,8 @@ export interface ArtifactTrust {
   readonly summary: TrustSummary;
   /** Takes notice of a newer policy. What goes wrong with that is told once, and the present one stays. */
   refresh(signal: AbortSignal): Promise<void>;
+  /** A policy that the coordinator carries. @throws RelightError why it is not taken. */
+  offer(envelope: Buffer, signal: AbortSignal): Promise<void>;
   /** What a source offers, when it may be installed. @throws RelightError why not, or what the source did. */
   grant(
     asked: { fetcher: PieceFetcher; at: SourceAddress; subject: Subject },
@@ -95,6 +97,7 @@ export function subjectOf(
 export const insecureTrust: ArtifactTrust = {
   summary: { mode: "insecure", policyVersion: null, keyId: null },
   refresh: async () => {},
+  offer: async () => {},
   grant: async ({ fetcher, at, subject }, signal) => {
     const { bytesMax } = manifestLimits;
     const manifest = decodeManifest(await fetcher.manifest(at, { bytesMax }, signal), at);
@@ -123,6 +126,7 @@ export interface TrustOptions {
   readonly producer: Readonly<Record<string, string>>;
   readonly clock: Clock;
   readonly refresh: (signal: AbortSignal) => Promise<void>;
+  readonly offer: (envelope: Buffer, signal: AbortSignal) => Promise<void>;
 }
 
 /** Only what authors named by the policy signed. */
@@ -143,6 +147,10 @@ export class ClosedTrust implements ArtifactTrust {
 
   refresh(signal: AbortSignal): Promise<void> {
     return this.#options.refresh(signal);
+  }
+
+  offer(envelope: Buffer, signal: AbortSignal): Promise<void> {
+    return this.#options.offer(envelope, signal);
   }
 
   async grant(
@@ -252,6 +260,7 @@ export function brokenTrust(failure: RelightError): ArtifactTrust {
   return {
     summary: { mode: "closed", policyVersion: null, keyId: null },
     refresh: async () => {},
+    offer: async () => {},
     grant: async () => refuse(),
     recheck: () => ({ state: "refused", code: failure.code, reason: failure.message }),
     remember: async () => {},

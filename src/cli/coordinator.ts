@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // `relight coordinator`: runs until it is told to stop.
 
+import { readPolicyFile } from "../agent/open-trust.ts";
 import type { Config } from "../config/schema.ts";
 import { type CoordinatorOptions, type Notice, startCoordinator } from "../coordinator/main.ts";
 import type { Log } from "../observe/log.ts";
@@ -22,6 +23,7 @@ export const command = defineCommand({
         staleRetentionMs: config["coordinator.remove_after"],
         sessionGraceMs: config["coordinator.session_grace"],
       },
+      policy: () => readPolicyFile(config["trust.policy"]),
       onNotice: (notice) => logNotice(log, notice),
     });
     const { grpcAddress, httpUrl } = coordinator;

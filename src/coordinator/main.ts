@@ -18,6 +18,7 @@ import { type DoorLimits, doorLimits, openDoor } from "./grpc-tls.ts";
 import { bindHttp, closeHttp, httpServer } from "./http.ts";
 import { createMetrics } from "./metrics.ts";
 import { P2pService } from "./p2p-service.ts";
+import { PolicyFeed } from "./policy-feed.ts";
 import { addHealth, addReflection, type Health } from "./reflection.ts";
 import { type Advanced, Registry } from "./registry.ts";
 import type { RegistryLimits } from "./registry-limits.ts";
@@ -51,6 +52,8 @@ export interface CoordinatorOptions {
   readonly budgetMs?: number;
   /** Absent: plaintext, on loopback only, and nobody has to prove anything. */
   readonly tls?: CoordinatorTls;
+  /** The fleet's policy in its envelope, null when there is none; asked every second, carried to agents. */
+  readonly policy?: () => Buffer | null;
   readonly onNotice?: (notice: Notice) => void;
 }
 
@@ -77,6 +80,8 @@ const recallMsMax = 300_000;
 const drainMs = 500;
 /** How soon rotated files are taken up. */
 const trustEveryMs = 2_000;
+/** A revocation is with every connected agent a second after its file. */
+const policyEveryMs = 1_000;
 // With the grace of 4 s a lost session's sources are withheld within 4.25 s.
 const tickMs = 250;
 
@@ -101,8 +106,9 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
   const { tls } = options;
   const fleet = tls === undefined ? null : fleetAccess(tls);
   const access: Access = fleet ?? openAccess;
+  const policies = new PolicyFeed();
   const services = {
-    relight: new RelightService(registry, { budgetMs, onBoot: metrics.boot, access }),
+    relight: new RelightService(registry, { budgetMs, onBoot: metrics.boot, access, policies }),
     p2p: new P2pService(registry),
     enrolment: tls?.enrolment === undefined ? null : new EnrolmentService(tls.enrolment),
   };
@@ -128,6 +134,7 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
     }),
   );
   opened.use(watchHealth(registry, health, notice));
+  if (options.policy !== undefined) opened.use(carryPolicy(options.policy, policies, notice));
   const running = opened.move();
   let stopped: Promise<void> | undefined;
   const stop = (): Promise<void> => {
@@ -248,6 +255,27 @@ function failureOf(promise: Promise<void>): Promise<RelightError | null> {
 }
 
 /** Runs `act` every `everyMs`, never twice at once; disposing waits for the one in progress. */
+/** A file that cannot be read is told once; what was read before is carried on. */
+function carryPolicy(
+  read: () => Buffer | null,
+  policies: PolicyFeed,
+  notice: (notice: Notice) => void,
+): AsyncDisposable {
+  let said = "";
+  const look = async () => {
+    try {
+      policies.set(read());
+      said = "";
+    } catch (thrown) {
+      const error = asRelightError(thrown);
+      if (error.message !== said) notice({ type: "trust_failed", error });
+      said = error.message;
+    }
+  };
+  void look();
+  return repeat(policyEveryMs, look);
+}
+
 function repeat(everyMs: number, act: () => Promise<void>): AsyncDisposable {
   let running: Promise<void> | undefined;
   const timer = setInterval(() => {

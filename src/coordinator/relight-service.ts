@@ -46,6 +46,7 @@ import type { Boot, SourceHead } from "../store/store.ts";
 import { type Access, type Admitted, openAccess } from "./access.ts";
 import { storeBudget } from "./budget.ts";
 import { headOf } from "./p2p-messages.ts";
+import { PolicyFeed } from "./policy-feed.ts";
 import type { Registry } from "./registry.ts";
 import { asStatus, presentedBy } from "./rpc.ts";
 import {
@@ -69,13 +70,20 @@ export class RelightService {
   readonly #budgetMs: number;
   readonly #onBoot: (boot: Boot) => void;
   readonly #access: Access;
+  readonly #policies: PolicyFeed;
 
   constructor(
     registry: Registry,
-    options: { budgetMs: number; onBoot?: (boot: Boot) => void; access?: Access },
+    options: {
+      budgetMs: number;
+      onBoot?: (boot: Boot) => void;
+      access?: Access;
+      policies?: PolicyFeed;
+    },
   ) {
     this.#registry = registry;
     this.#access = options.access ?? openAccess;
+    this.#policies = options.policies ?? new PolicyFeed();
     this.#budgetMs = options.budgetMs;
     this.#onBoot = options.onBoot ?? (() => {});
   }
@@ -210,7 +218,15 @@ export class RelightService {
     const { id, resumed } = this.#registry.hello(agent, by);
     const value = { sessionId: id, heartbeatMs, graceMs, resumed };
     call.write(create(SessionEventSchema, { kind: { case: "welcome", value } }));
+    this.#tellPolicies(call);
     return id;
+  }
+
+  #tellPolicies(call: ServerDuplexStream<SessionRequest, SessionEvent>): void {
+    const leave = this.#policies.follow((envelope) => {
+      call.write(create(SessionEventSchema, { kind: { case: "policy", value: envelope } }));
+    });
+    for (const end of ["cancelled", "end", "error", "close"] as const) call.on(end, leave);
   }
 
   #goodbye(call: ServerDuplexStream<SessionRequest, SessionEvent>, sessionId: string): void {

@@ -133,6 +133,44 @@ describe("relight trust", () => {
     }
   });
 
+  test("a revocation reaches a connected agent within 5 s, through a coordinator that cannot make one up", async () => {
+    using folder = temporaryFolder();
+    await relightJson(["trust", "init", ...dirs(folder, "office")]);
+    handOut(folder, "office", "replica");
+    const carried = folder.path("coordinator.json");
+    await using coordinator = await startTestCoordinator(folder.path("store"), [
+      `--trust-policy=${carried}`,
+    ]);
+    folder.write("replica/cache/kernel.bin", "compiled");
+    await using agent = relight([
+      "artifact",
+      "publish",
+      "--settle=0s",
+      ...cacheFlags(folder, "replica", coordinator.address),
+    ]);
+    await agent.printed(/not allowed|signer_unknown/);
+    const inForce = () => {
+      const text = fs.readFileSync(folder.path("replica/trust/trust.json"), "utf8");
+      const envelope = Buffer.from(JSON.parse(text).policy, "base64").toString();
+      return JSON.parse(Buffer.from(JSON.parse(envelope).payload, "base64").toString());
+    };
+    const before = inForce().version;
+
+    await relightJson(["trust", "init", ...dirs(folder, "stranger")]);
+    fs.copyFileSync(folder.path("stranger/trust/policy.json"), carried);
+    await agent.printed(/policy_(invalid|rollback)/, 5_000);
+    assert.equal(inForce().version, before);
+
+    await relightJson(["trust", "revoke", "digest", "d".repeat(64), ...dirs(folder, "office")]);
+    fs.copyFileSync(folder.path("office/trust/policy.json"), carried);
+    const writtenMs = performance.now();
+    while (inForce().version === before) {
+      assert.ok(performance.now() - writtenMs < 5_000, "the revocation has not arrived");
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    assert.deepEqual(inForce().revoked.artifacts, ["d".repeat(64)]);
+  });
+
   test("a policy that the roots in force did not sign is refused, and so is an older one", async () => {
     using folder = temporaryFolder();
     for (const name of ["office", "stranger"])

@@ -109,12 +109,14 @@ export async function relightJson<T>(
 /** A coordinator in its own process. */
 export async function startTestCoordinator(
   folder: string,
+  flags: readonly string[] = [],
 ): Promise<RelightProcess & { address: string }> {
   const coordinator = relight([
     "coordinator",
     "--listen=127.0.0.1:0",
     "--http-listen=127.0.0.1:0",
     `--store-dir=${folder}`,
+    ...flags,
   ]);
   const [, address = ""] = await coordinator.printed(/gRPC on (\S+)/);
   return { ...coordinator, address };

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fleet's policy on its way to every connected agent. The coordinator only carries it: an agent takes
+// nothing that the roots it follows did not sign.
+
+export class PolicyFeed {
+  readonly #listeners = new Set<(envelope: Buffer) => void>();
+  #current: Buffer | null = null;
+
+  /** Tells everybody, when it is another one than before. Null: there is none any more, which says nothing. */
+  set(envelope: Buffer | null): void {
+    if (envelope === null || this.#current?.equals(envelope) === true) return;
+    this.#current = envelope;
+    for (const listener of this.#listeners) listener(envelope);
+  }
+
+  /** Hears the present one at once and each later one. @returns what ends it. */
+  follow(listener: (envelope: Buffer) => void): () => void {
+    if (this.#current !== null) listener(this.#current);
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+}
