@@ -16,6 +16,7 @@ import { join } from "node:path";
 import { describe, test } from "node:test";
 import { type Code, RelightError } from "../errors.ts";
 import { DescriptorListener, DescriptorSocket } from "./descriptor-socket.ts";
+import { libc } from "./libc.ts";
 
 const signal = AbortSignal.timeout(20_000);
 
@@ -67,6 +68,27 @@ describe("descriptor socket", { timeout: 20_000 }, () => {
       await rejects(waiting, "source_unreachable");
       await rejects(far.receive(signal), "source_unreachable");
       await rejects(near.send({ body: Buffer.from("x"), descriptors: [] }), "cancelled");
+    });
+  });
+
+  test("receive() ends when the other end dies before it has read what was sent", async () => {
+    await withDirectory(async (directory) => {
+      const { listener, accepted } = listen(directory);
+      const system = libc();
+      const dying = system.openSocket();
+      const address = Buffer.concat([
+        Buffer.from([1, 0]),
+        Buffer.from(listener.path),
+        Buffer.alloc(1),
+      ]);
+      assert.equal(system.connect(dying, address), 0);
+      const socket = await accepted;
+      const waiting = socket.receive(signal);
+      await socket.send({ body: Buffer.alloc(1_000), descriptors: [] });
+      // The kernel tells us by an error then, not by an end.
+      system.close(dying);
+      await rejects(waiting, "source_unreachable");
+      listener.close();
     });
   });
 

@@ -138,9 +138,16 @@ export function rewatch(
   watched.start({ ...want }, onPoll(onReady));
 }
 
-/** The package calls with a status and the events, although its types name the events alone. */
+/**
+ * The package calls with a status and the events, although its types name the events alone. With a status
+ * the event loop has stopped watching: the next read or write then says what is wrong, such as a peer
+ * that was killed before it had read what we sent.
+ */
 function onPoll(onReady: (ready: Readiness) => void): (...given: unknown[]) => void {
-  return (...given) => onReady(given.at(-1) as Readiness);
+  return (...given) => {
+    const hasFailed = given.length > 1 && given[0] !== 0;
+    onReady(hasFailed ? { readable: true, writable: true } : (given.at(-1) as Readiness));
+  };
 }
 
 let opened: Libc | null = null;
