@@ -505,11 +505,13 @@ async function until(isSo: () => Promise<boolean>): Promise<void> {
 
 /** A killed process is noticed by its connection's end, a moment later. */
 async function untilLoaded(engine: Part, command: EngineCommand): Promise<void> {
-  for (let round = 0; round < 50; round += 1) {
-    if ("value" in (await engine.try(command))) return;
+  let last: EngineAnswer = { value: null };
+  for (let round = 0; round < 100; round += 1) {
+    last = await engine.try(command);
+    if ("value" in last) return;
     await pause(20);
   }
-  throw new Error("the load never succeeded");
+  assert.fail(`the load never succeeded: ${JSON.stringify(last)}`);
 }
 
 async function pause(ms: number): Promise<void> {
