@@ -20,6 +20,7 @@ export function storeContract(name: string, open: (limits?: BootLimits) => Promi
         staleBy: "session",
         trainingStep: 18_446_744_073_709_551_615n,
         layoutSignature: "sig",
+        publisher: "spiffe://fleet/author/node-a",
         sessionId: "s-1",
         workerId: "wörker/1",
       });
