@@ -43,7 +43,7 @@ import {
 import { limits } from "../protocol/limits.ts";
 import { sourceIdOf } from "../protocol/source-id.ts";
 import type { Boot, SourceHead } from "../store/store.ts";
-import { type Access, type Admitted, openAccess } from "./access.ts";
+import { type Access, type Admitted, mustBeAllowed, openAccess } from "./access.ts";
 import { storeBudget } from "./budget.ts";
 import { headOf } from "./p2p-messages.ts";
 import { PolicyFeed } from "./policy-feed.ts";
@@ -151,8 +151,13 @@ export class RelightService {
     return create(FindResponseSchema, { results: await Promise.all(results) });
   }
 
-  async reportBoot(request: ReportBootRequest, signal: AbortSignal): Promise<ReportBootResponse> {
+  async reportBoot(
+    request: ReportBootRequest,
+    signal: AbortSignal,
+    by: Admitted | null = null,
+  ): Promise<ReportBootResponse> {
     const boot = checkBoot(request.report);
+    if (by !== null) mustBeAllowed(by.caller, "boot.report", boot.nodeId);
     await this.#registry.putBoot(boot, signal);
     this.#onBoot(boot);
     return create(ReportBootResponseSchema);

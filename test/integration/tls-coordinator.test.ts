@@ -88,6 +88,26 @@ describe("the coordinator behind TLS", () => {
     assert.deepEqual(await find(reader), []);
   });
 
+  test("takes reports of a boot from the node that it names", async () => {
+    await using fixture = await fleetFixture();
+    const node = fixture.connect(fixture.fleet.member("spiffe://fleet/reader/node-b"));
+    const report = {
+      bootId: "boot-1",
+      nodeId: "node-b",
+      model: "",
+      startedAtMs: 1,
+      readyMs: null,
+      recordJson: Buffer.from("{}"),
+    };
+    await node.reportBoot(report, within());
+    const foreign = { ...report, bootId: "boot-2", nodeId: "node-a" };
+    await assert.rejects(node.reportBoot(foreign, within()), refusedWith("role_denied"));
+    assert.deepEqual(
+      (await node.listBoots(10, within())).map(({ bootId }) => bootId),
+      ["boot-1"],
+    );
+  });
+
   test("lets a worker change its own records only; an operator may change them all", async () => {
     await using fixture = await fleetFixture();
     const { fleet, connect } = fixture;
