@@ -149,6 +149,8 @@ async function startReplica(
       relight,
       "run",
       `--coordinator-address=${grpc}`,
+      // Replicas of one owner: one key, which signs and is trusted.
+      `--trust-dir=${path.join(at.folder, "trust")}`,
       `--node-id=${name}`,
       "--model=llama-like",
       "--families=inductor",

@@ -35,7 +35,7 @@ describe("changeStrings()", () => {
   });
 
   test("takes the opcode of Python's own pickler when a string crosses 255 bytes", () => {
-    const long = "/a/" + "x".repeat(300);
+    const long = `/a/${"x".repeat(300)}`;
     const there = changeStrings(dumped, (text) => (rename(text) ? Buffer.from(long) : null));
     assert.equal(there[there.indexOf(long) - 5], "X".charCodeAt(0));
     const back = changeStrings(there, (text) =>

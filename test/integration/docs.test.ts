@@ -39,7 +39,7 @@ async function faultOf(line: string): Promise<string | null> {
   const end = all.indexOf("--");
   const words = end === -1 ? all : all.slice(0, end);
   if (words.every((word) => ["--help", "--version", "-h"].includes(word))) return null;
-  const name = [2, 1]
+  const name = [3, 2, 1]
     .map((length) => words.slice(0, length).join(" "))
     .find((one) => one in commands);
   const isGroup = Object.keys(commands).some((one) => one.startsWith(`${words[0]} `));

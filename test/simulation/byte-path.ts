@@ -247,7 +247,10 @@ class Exchange<Result> {
   connect(host: Host, serve: (server: SimServer, exchange: Exchange<Result>) => void): void {
     const { network } = this.#parts;
     const { signal, process } = this.#options;
-    if (signal.aborted) return this.#onAbort();
+    if (signal.aborted) {
+      this.#onAbort();
+      return;
+    }
     signal.addEventListener("abort", this.#onAbort, { once: true });
     if (!network.connects(host.node, this.#ends.to)) {
       this.#watch = process.after(fetchLimits.connectMsMax, () => this.fail("source_unreachable"));

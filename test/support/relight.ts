@@ -116,6 +116,10 @@ export async function startTestCoordinator(
     "--listen=127.0.0.1:0",
     "--http-listen=127.0.0.1:0",
     `--store-dir=${folder}`,
+    // Not the user's own, whose authority would switch the tests to TLS.
+    ...(flags.some((flag) => flag.startsWith("--state-dir"))
+      ? []
+      : [`--state-dir=${folder}-state`]),
     ...flags,
   ]);
   const [, address = ""] = await coordinator.printed(/gRPC on (\S+)/);
