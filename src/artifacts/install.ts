@@ -73,11 +73,19 @@ export function createStaging(root: string, files: readonly Pick<ManifestFile, "
   }
 }
 
-/** Files of the manifest for which the target has none. */
+/** Files of the manifest for which the target has none. Looks at no file of a folder that is not there. */
 export function missingFiles(root: string, manifest: SealedManifest): ManifestFile[] {
-  return manifest.files.filter(
-    (file) => fs.lstatSync(path.join(root, file.path), { throwIfNoEntry: false }) === undefined,
-  );
+  const folders = new Map<string, boolean>();
+  const isThere = (relative: string) =>
+    fs.lstatSync(`${root}/${relative}`, { throwIfNoEntry: false }) !== undefined;
+  const hasFolder = (file: string): boolean => {
+    const folder = file.slice(0, Math.max(0, file.lastIndexOf("/")));
+    if (folder === "") return true;
+    const known = folders.get(folder) ?? (hasFolder(folder) && isThere(folder));
+    folders.set(folder, known);
+    return known;
+  };
+  return manifest.files.filter((file) => !hasFolder(file.path) || !isThere(file.path));
 }
 
 /**
