@@ -6,7 +6,13 @@ import { once } from "node:events";
 import fs from "node:fs";
 import net from "node:net";
 import readline from "node:readline";
-import { createStaging, installStaged, missingFiles, openRoot } from "../src/artifacts/install.ts";
+import {
+  createStaging,
+  finishingOf,
+  installStaged,
+  missingFiles,
+  openRoot,
+} from "../src/artifacts/install.ts";
 import { customFamily } from "../src/artifacts/kinds/custom.ts";
 import { decodeManifest, listPieces, manifestLimits } from "../src/artifacts/manifest.ts";
 import { startPull } from "../src/artifacts/pull-run.ts";
@@ -101,6 +107,7 @@ async function target(): Promise<void> {
     const cacheRoot = openRoot(order.root);
     const files = missingFiles(cacheRoot, manifest);
     const staging = createStaging(cacheRoot, files);
+    const finishing = finishingOf(manifest, Date.now());
     const pieces = listPieces(manifest);
     const missing = new Set(files);
     const wanted = pieces.flatMap((piece, index) => {
@@ -117,6 +124,7 @@ async function target(): Promise<void> {
         files: manifest.files,
         pieces,
         have: new PieceSet(pieces.length),
+        finishing,
       },
       wanted,
       settings: pullSettings,
@@ -131,6 +139,7 @@ async function target(): Promise<void> {
       manifest,
       files,
       sources: endpoints,
+      finishing,
       nowMs: Date.now(),
     });
     const installed = performance.now();

@@ -29,7 +29,7 @@ import {
 import { uninstall } from "../artifacts/uninstall.ts";
 import type { Clock } from "../platform/clock.ts";
 import { claimNodeLock } from "../platform/node-lock.ts";
-import type { OfferedFile } from "../transport/transport.ts";
+import type { Finishing, OfferedFile } from "../transport/transport.ts";
 import type { Refusal } from "../trust/decide.ts";
 import type { TrustReceipt } from "../trust/receipt.ts";
 
@@ -50,6 +50,8 @@ export interface ClaimedCache extends Disposable {
     files: readonly ManifestFile[];
     sources: readonly string[];
     trust: TrustReceipt | null;
+    /** What the fetcher of the files was given. */
+    finishing: Finishing;
     nowMs: number;
   }): Promise<Installed>;
   /** What of the manifest lies under its final name as it was installed, in manifest order. */

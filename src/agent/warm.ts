@@ -5,6 +5,7 @@
 // a marker, so that the seven do not repeat it one after the other.
 
 import type { Cache } from "../artifacts/families.ts";
+import { finishingOf } from "../artifacts/install.ts";
 import { listPieces, type ManifestFile, type SealedManifest } from "../artifacts/manifest.ts";
 import type { SourceReport } from "../artifacts/pull.ts";
 import { startPull } from "../artifacts/pull-run.ts";
@@ -12,7 +13,7 @@ import { pullSettings } from "../artifacts/pull-state.ts";
 import { PieceSet } from "../core/pieces.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
-import type { PieceFetcher, Staging } from "../transport/transport.ts";
+import type { Finishing, PieceFetcher, Staging } from "../transport/transport.ts";
 import { type ArtifactSources, type Candidate, groupByArtifact, shuffled } from "./candidates.ts";
 import type { ClaimedCache } from "./claimed-cache.ts";
 import type { CacheRecord, Ledger, SourceUse } from "./ledger.ts";
@@ -105,9 +106,10 @@ async function warmFrom(
   record.alreadyThere += manifest.files.length - files.length;
   if (files.length === 0) return;
   const staging = claimed.stage(files);
+  const finishing = finishingOf(manifest, options.clock.wallMs());
   try {
     await ledger.phase(`fetch ${name}`, () =>
-      fetchFiles({ artifact, granted, files, tree: staging.tree }, options),
+      fetchFiles({ artifact, granted, files, tree: staging.tree, finishing }, options),
     );
     const installed = await ledger.phase(`install ${name}`, () =>
       claimed.install({
@@ -116,6 +118,7 @@ async function warmFrom(
         files,
         sources: artifact.sources.map(({ endpoint }) => endpoint),
         trust,
+        finishing,
         nowMs: options.clock.wallMs(),
       }),
     );
@@ -169,10 +172,11 @@ async function fetchFiles(
     granted: Granted;
     files: readonly ManifestFile[];
     tree: string;
+    finishing: Finishing;
   },
   options: WarmOptions,
 ): Promise<void> {
-  const { artifact, granted, files, tree } = order;
+  const { artifact, granted, files, tree, finishing } = order;
   const { manifest, statement } = granted;
   const { fetcher, record, signal, clock, random, relay, cache } = options;
   const pieces = listPieces(manifest);
@@ -182,6 +186,7 @@ async function fetchFiles(
     files: manifest.files,
     pieces,
     have: new PieceSet(pieces.length),
+    finishing,
   };
   const needed = pieces.flatMap((piece, index) => {
     const file = manifest.files[piece.fileIndex];

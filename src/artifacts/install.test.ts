@@ -7,7 +7,14 @@ import fs from "node:fs";
 import path from "node:path";
 import { describe, test } from "node:test";
 import { type TemporaryFolder, temporaryFolder } from "../../test/support/temporary-folder.ts";
-import { createStaging, installStaged, missingFiles, openRoot, recoverRoot } from "./install.ts";
+import {
+  createStaging,
+  finishingOf,
+  installStaged,
+  missingFiles,
+  openRoot,
+  recoverRoot,
+} from "./install.ts";
 import { triton } from "./kinds/triton.ts";
 import { ownPaths, readReceipts, writeJournal } from "./receipt.ts";
 import { seal } from "./seal.ts";
@@ -81,6 +88,40 @@ describe("installStaged()", () => {
     const stat = fs.statSync(path.join(order.root, "k/kernel.cubin"));
     assert.ok(stat.atimeMs < stat.mtimeMs, "an unread file must not look read");
     assert.deepEqual(fs.readdirSync(ownPaths(order.root).staging), []);
+  });
+
+  test("leaves alone what the fetcher finished, and still rebases a group", () => {
+    using folder = temporaryFolder();
+    const order = stage(folder);
+    const finishing = finishingOf(order.manifest, nowMs - 60_000);
+    const { accessMs, modifiedMs, finished } = finishing;
+    finished.addAll();
+    for (const { path: name, mode } of order.files) {
+      fs.chmodSync(path.join(order.staging.tree, name), mode);
+      fs.utimesSync(path.join(order.staging.tree, name), accessMs / 1_000, modifiedMs / 1_000);
+    }
+    const { receipt } = installStaged({ ...order, finishing });
+    assert.deepEqual(
+      receipt.files.map(({ path: name, mtimeMs }) => [
+        mtimeMs,
+        fs.statSync(path.join(order.root, name)).mtimeMs,
+      ]),
+      receipt.files.map(() => [modifiedMs, modifiedMs]),
+    );
+    const group = fs.readFileSync(path.join(order.root, "k/__grp__kernel.json"), "utf8");
+    assert.ok(group.includes(order.root));
+  });
+
+  test("checks and completes what the fetcher left unfinished", () => {
+    using folder = temporaryFolder();
+    const corrupt = (tree: string) => fs.writeFileSync(path.join(tree, "k/kernel.json"), "{");
+    const order = stage(folder, { corrupt });
+    const finishing = finishingOf(order.manifest, nowMs);
+    order.manifest.files.forEach((file, at) => {
+      if (file.path !== "k/kernel.json") finishing.finished.add(at);
+    });
+    assert.throws(() => installStaged({ ...order, finishing }), { code: "structure_invalid" });
+    assert.deepEqual(visible(order.root), []);
   });
 
   test("keeps a file that the target compiled between the plan and the placing", () => {

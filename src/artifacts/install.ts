@@ -6,11 +6,14 @@
 import { randomBytes } from "node:crypto";
 import fs from "node:fs";
 import path from "node:path";
+import { PieceSet } from "../core/pieces.ts";
 import { RelightError } from "../errors.ts";
 import { listNames, makeFolders } from "../platform/files.ts";
 import { errnoOf, fromNodeError } from "../platform/node-errors.ts";
+import type { Finishing } from "../transport/transport.ts";
 import type { TrustReceipt } from "../trust/receipt.ts";
-import type { ManifestFile, SealedManifest } from "./manifest.ts";
+import type { Manifest, ManifestFile, SealedManifest } from "./manifest.ts";
+import { ownFolder } from "./paths.ts";
 import { placeTree } from "./place.ts";
 import { fromPortable } from "./rebase.ts";
 import {
@@ -30,6 +33,14 @@ const accessLagMs = 3_600_000;
 export interface Staging {
   /** Absolute; files lie below under their manifest paths. */
   readonly tree: string;
+}
+
+/** For the fetcher of a manifest's files, so that it gives them the times that their receipt will name. */
+export function finishingOf(manifest: Manifest, nowMs: number): Finishing {
+  const modifiedMs = Math.floor(nowMs / 1_000) * 1_000;
+  // Access before modification: the first read then moves it, also under relatime, and proves a hit.
+  const accessMs = modifiedMs - accessLagMs;
+  return { accessMs, modifiedMs, finished: new PieceSet(manifest.files.length) };
 }
 
 export interface Installed {
@@ -91,6 +102,7 @@ export function missingFiles(root: string, manifest: SealedManifest): ManifestFi
 /**
  * Checks what was staged, turns portable files into this root's, and gives everything its final name.
  * @param files the files that were staged: verified byte by byte against the manifest
+ * @param finishing what the fetcher was given, by position in the manifest; without it all is done here
  * @throws RelightError `structure_invalid` or `path_unsafe` before anything is visible; disk errors at any time.
  */
 export function installStaged(options: {
@@ -101,12 +113,15 @@ export function installStaged(options: {
   sources: readonly string[];
   /** What was proved of it; not given when nobody asked. */
   trust?: TrustReceipt | null;
+  finishing?: Finishing;
   nowMs: number;
 }): Installed {
   const { root, staging, manifest, files, nowMs } = options;
-  const members = new Set(manifest.files.map((file) => file.path));
-  const mtimeMs = Math.floor(nowMs / 1_000) * 1_000;
-  for (const file of files) prepareFile(file, { root, staging, members, mtimeMs });
+  const finishing = options.finishing ?? finishingOf(manifest, nowMs);
+  const mtimeMs = finishing.modifiedMs;
+  const left = unfinished(manifest, files, finishing);
+  const members = new Set(left.length === 0 ? [] : manifest.files.map((file) => file.path));
+  for (const file of left) prepareFile(file, { root, staging, members, finishing });
   const receipt: Receipt = {
     format: "relight.receipt.v1",
     artifactId: manifest.artifactId,
@@ -122,8 +137,23 @@ export function installStaged(options: {
       mtimeMs,
     })),
   };
-  writeJournal(root, { stagingName: path.basename(staging.tree), receipt });
-  return finish(root, staging.tree, receipt);
+  const text = JSON.stringify(receipt);
+  writeJournal(root, { stagingName: path.basename(staging.tree), receipt }, text);
+  const { kept } = placeTree(staging.tree, root);
+  const final = conclude(root, { tree: staging.tree, receipt, text, dropped: new Set(kept) });
+  return { receipt: final, kept };
+}
+
+/** What is left to do of `files`: the fetcher never does it for a file that has to be changed. */
+function unfinished(
+  manifest: Manifest,
+  files: readonly ManifestFile[],
+  { finished }: Finishing,
+): ManifestFile[] {
+  const staged = new Set(files);
+  return manifest.files.filter(
+    (file, at) => staged.has(file) && (file.form === "rooted" || !finished.has(at)),
+  );
 }
 
 /**
@@ -138,7 +168,7 @@ export function recoverRoot(root: string, isAllowed: (receipt: Receipt) => boole
   const tree = journal === null ? null : path.join(staging, journal.stagingName);
   const isWanted = journal !== null && isAllowed(journal.receipt);
   const canFinish = isWanted && tree !== null && fs.existsSync(tree);
-  if (canFinish) finish(root, tree, journal.receipt);
+  if (canFinish) recover(root, tree, journal.receipt);
   else if (journal !== null && !isWanted) uninstall(root, journal.receipt);
   removeJournal(root);
   for (const name of listNames(staging))
@@ -150,17 +180,26 @@ export function removeStaging(staging: Staging): void {
   fs.rmSync(staging.tree, { recursive: true, force: true });
 }
 
-function finish(root: string, tree: string, receipt: Receipt): Installed {
-  const { kept } = placeTree(tree, root);
-  const keptSet = new Set(kept);
-  // A crash inside placeTree loses the list of what was placed before it; what exists with the size and
-  // time that we gave is ours.
-  const files = receipt.files.filter((file) => !keptSet.has(file.path) && isOurs(root, file));
+/** A crash inside placeTree lost the list of what it had placed; what has the time that we gave is ours. */
+function recover(root: string, tree: string, receipt: Receipt): void {
+  const dropped = new Set(placeTree(tree, root).kept);
+  for (const file of receipt.files) if (!isOurs(root, file)) dropped.add(file.path);
+  conclude(root, { tree, receipt, text: JSON.stringify(receipt), dropped });
+}
+
+/** Everything has its final name, except what was `dropped`. @returns the receipt as it was written. */
+function conclude(
+  root: string,
+  placed: { tree: string; receipt: Receipt; text: string; dropped: ReadonlySet<string> },
+): Receipt {
+  const { tree, receipt, text, dropped } = placed;
+  const files = receipt.files.filter((file) => !dropped.has(file.path));
   const final = { ...receipt, files };
-  writeReceipt(root, final);
+  if (dropped.size === 0) writeReceipt(root, receipt, text);
+  else writeReceipt(root, final);
   removeJournal(root);
   fs.rmSync(tree, { recursive: true, force: true });
-  return { receipt: final, kept };
+  return final;
 }
 
 function isOurs(root: string, file: Receipt["files"][number]): boolean {
@@ -170,20 +209,27 @@ function isOurs(root: string, file: Receipt["files"][number]): boolean {
 
 function prepareFile(
   file: ManifestFile,
-  context: { root: string; staging: Staging; members: ReadonlySet<string>; mtimeMs: number },
+  context: {
+    root: string;
+    staging: Staging;
+    members: ReadonlySet<string>;
+    finishing: Finishing;
+  },
 ): void {
-  const { root, staging, members, mtimeMs } = context;
+  const { root, staging, members, finishing } = context;
   const staged = path.join(staging.tree, file.path);
   try {
-    if (file.form === "rooted")
-      fs.writeFileSync(
-        staged,
-        fromPortable(fs.readFileSync(staged), { root, path: file.path }, members),
-      );
+    if (file.form === "rooted") {
+      // Beside it, under a name that no manifest has: whoever is being served from staging at this moment
+      // reads the old bytes to their end.
+      const own = path.join(staging.tree, ownFolder);
+      const bytes = fromPortable(fs.readFileSync(staged), { root, path: file.path }, members);
+      fs.writeFileSync(own, bytes, { flag: "wx" });
+      fs.renameSync(own, staged);
+    }
     checkStructure(staging.tree, file.path);
     fs.chmodSync(staged, file.mode);
-    // Access before modification: the first read then moves it, also under relatime, and proves a hit.
-    fs.utimesSync(staged, new Date(mtimeMs - accessLagMs), new Date(mtimeMs));
+    fs.utimesSync(staged, new Date(finishing.accessMs), new Date(finishing.modifiedMs));
   } catch (error) {
     throw fromNodeError(error, `prepare "${file.path}"`);
   }

@@ -123,6 +123,17 @@ describe("decodeManifest()", () => {
     );
   });
 
+  test("refuses an entry that is no object, lacks a key or has its keys in another order", () => {
+    const { path: name, ...nameless } = file("a");
+    for (const entry of [null, [], "a", nameless, { path: name, ...nameless }])
+      refused("manifest_invalid", () => decode([entry as object]));
+  });
+
+  test("refuses a file below one that stands apart from it in the list", () => {
+    refused("manifest_invalid", () => decode(["a", "a.b/c", "a/b", "a/c"].map((at) => file(at))));
+    refused("manifest_invalid", () => decode(["a/b", "a/b.c", "a/b/c/d"].map((at) => file(at))));
+  });
+
   test("refuses no files, an unknown family name, an unknown format and unknown keys", () => {
     refused("manifest_invalid", () => decode([]));
     refused("manifest_invalid", () => decode([file("a")], { family: "../x" }));

@@ -4,13 +4,10 @@
 // between check and use cannot redirect a file.
 
 import fs from "node:fs";
-import path from "node:path";
 import { RelightError } from "../errors.ts";
 import { errnoOf, fromNodeError } from "../platform/node-errors.ts";
 
 export interface Placed {
-  /** Relative paths that now are what was staged. */
-  readonly placed: readonly string[];
   /** Relative paths where the target had a file of its own. */
   readonly kept: readonly string[];
 }
@@ -22,9 +19,9 @@ export interface Placed {
  * disk answered.
  */
 export function placeTree(staged: string, final: string): Placed {
-  const result = { placed: [] as string[], kept: [] as string[] };
-  placeFolder({ staged, final, relative: "" }, result);
-  return result;
+  const kept: string[] = [];
+  placeFolder({ staged, final, relative: "" }, kept);
+  return { kept };
 }
 
 interface Pair {
@@ -33,16 +30,15 @@ interface Pair {
   readonly relative: string;
 }
 
-function placeFolder(pair: Pair, result: { placed: string[]; kept: string[] }): void {
+function placeFolder(pair: Pair, kept: string[]): void {
   const from = openFolder(pair.staged);
   const to = openFolder(pair.final);
   try {
     for (const item of fs.readdirSync(inside(from), { withFileTypes: true })) {
       const relative = pair.relative === "" ? item.name : `${pair.relative}/${item.name}`;
       const next = { staged: inside(from, item.name), final: inside(to, item.name), relative };
-      if (!item.isDirectory()) placeFile(next, result);
-      else if (renameFolder(next)) result.placed.push(...listFiles(next.final, relative));
-      else placeFolder(next, result);
+      if (!item.isDirectory()) placeFile(next, kept);
+      else if (!renameFolder(next)) placeFolder(next, kept);
     }
   } catch (error) {
     throw fromNodeError(error, `install "${pair.relative}"`);
@@ -70,18 +66,14 @@ function renameFolder({ staged, final, relative }: Pair): boolean {
   }
 }
 
-function placeFile(
-  { staged, final, relative }: Pair,
-  result: { placed: string[]; kept: string[] },
-): void {
+function placeFile({ staged, final, relative }: Pair, kept: string[]): void {
   try {
     // link(2) never replaces: a file that the target compiled meanwhile stays.
     fs.linkSync(staged, final);
-    result.placed.push(relative);
   } catch (error) {
     if (errnoOf(error) !== "EEXIST") throw error;
     // After a crash between link and unlink the final file is the staged one.
-    (isSameFile(staged, final) ? result.placed : result.kept).push(relative);
+    if (!isSameFile(staged, final)) kept.push(relative);
   }
   fs.unlinkSync(staged);
 }
@@ -89,13 +81,6 @@ function placeFile(
 function isSameFile(left: string, right: string): boolean {
   const [a, b] = [fs.lstatSync(left), fs.lstatSync(right)];
   return a.ino === b.ino && a.dev === b.dev;
-}
-
-function listFiles(folder: string, relative: string): string[] {
-  return fs.readdirSync(folder, { withFileTypes: true }).flatMap((item) => {
-    const name = `${relative}/${item.name}`;
-    return item.isDirectory() ? listFiles(path.join(folder, item.name), name) : [name];
-  });
 }
 
 function openFolder(folder: string): number {

@@ -63,11 +63,9 @@ export function ownPaths(root: string) {
   };
 }
 
-export function writeReceipt(root: string, receipt: Receipt): void {
-  writeWhole(
-    path.join(ownPaths(root).receipts, `${receipt.artifactId}.json`),
-    JSON.stringify(receipt),
-  );
+/** @param text the receipt as JSON, where it has been made already: it may have 400,000 files */
+export function writeReceipt(root: string, receipt: Receipt, text = JSON.stringify(receipt)): void {
+  writeWhole(path.join(ownPaths(root).receipts, `${receipt.artifactId}.json`), text);
 }
 
 export function removeReceipt(root: string, { artifactId }: Receipt): void {
@@ -89,8 +87,13 @@ export function readReceipts(root: string, onInvalid: (error: RelightError) => v
     });
 }
 
-export function writeJournal(root: string, journal: Journal): void {
-  writeWhole(ownPaths(root).journal, JSON.stringify(journal));
+/** @param text the journal's receipt as JSON, as in `writeReceipt` */
+export function writeJournal(
+  root: string,
+  { stagingName, receipt }: Journal,
+  text = JSON.stringify(receipt),
+): void {
+  writeWhole(ownPaths(root).journal, `{"stagingName":"${stagingName}","receipt":${text}}`);
 }
 
 /** Null when there is none or it cannot be trusted; both mean: nothing may be rolled forward. */

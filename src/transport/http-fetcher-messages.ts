@@ -17,11 +17,19 @@ export interface PackedOrder {
   readonly pieces: readonly number[];
   readonly paths: readonly string[];
   readonly digests: readonly Hex32[];
-  /** For each piece: the file's bytes, mode, offset, length. */
+  /** For each piece: the file's bytes, mode, offset, length, position in the staging. */
   readonly numbers: Float64Array<ArrayBuffer>;
   readonly root: string;
   readonly have: SharedArrayBuffer;
   readonly haveSize: number;
+  readonly finishing: PackedFinishing | null;
+}
+
+export interface PackedFinishing {
+  readonly accessMs: number;
+  readonly modifiedMs: number;
+  readonly finished: SharedArrayBuffer;
+  readonly finishedSize: number;
 }
 
 export type ToFetcher =

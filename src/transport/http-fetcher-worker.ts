@@ -20,6 +20,7 @@ import type {
 import { frameBytes } from "./http-frame.ts";
 import { GatherSink, PieceSink } from "./http-sinks.ts";
 import type { StagedPiece } from "./staged-piece.ts";
+import type { Finishing } from "./transport.ts";
 import { toPlainError } from "./worker.ts";
 
 /** Verified pieces are told in groups: one message for each would cost more than the piece. */
@@ -73,11 +74,12 @@ async function fetchPieces({ id, at, order }: ToFetcher & { type: "pieces" }): P
   const have = new PieceSet(order.haveSize, order.have);
   const group = new Group(id);
   let bytes = 0;
-  const sink = new PieceSink(unpack(order), ({ piece, length }) => {
+  const verified = ({ piece, length }: StagedPiece) => {
     have.add(piece);
     bytes += length;
     group.add(piece);
-  });
+  };
+  const sink = new PieceSink(unpack(order), verified, finishingOf(order));
   const path = `/v1/artifacts/${at.artifactId}/pieces?ranges=${formatRanges(order.pieces)}`;
   try {
     await exchange({ id, endpoint: at.endpoint, path }, sink);
@@ -170,11 +172,25 @@ function checkDeadlines(): void {
 
 function unpack({ pieces, paths, digests, numbers, root }: PackedOrder): StagedPiece[] {
   return pieces.map((piece, at) => {
-    const [fileBytes = 0, mode = 0, offset = 0, length = 0] = numbers.subarray(at * 4, at * 4 + 4);
     const digest = digests[at];
     assert(digest !== undefined, "an order has a digest for each piece");
-    return { piece, path: `${root}/${paths[at]}`, fileBytes, mode, offset, length, digest };
+    return {
+      piece,
+      path: `${root}/${paths[at]}`,
+      fileBytes: numbers[at * 5] ?? 0,
+      mode: numbers[at * 5 + 1] ?? 0,
+      offset: numbers[at * 5 + 2] ?? 0,
+      length: numbers[at * 5 + 3] ?? 0,
+      fileIndex: numbers[at * 5 + 4] ?? 0,
+      digest,
+    };
   });
+}
+
+function finishingOf({ finishing }: PackedOrder): Finishing | null {
+  if (finishing === null) return null;
+  const { accessMs, modifiedMs, finished, finishedSize } = finishing;
+  return { accessMs, modifiedMs, finished: new PieceSet(finishedSize, finished) };
 }
 
 class Group {

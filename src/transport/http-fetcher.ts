@@ -9,11 +9,13 @@ import type { TlsMaterial } from "../trust/tls-material.ts";
 import type {
   FetcherWorkerData,
   FromFetcher,
+  PackedFinishing,
   PackedOrder,
   ToFetcher,
 } from "./http-fetcher-messages.ts";
 import {
   type FetchLimits,
+  type Finishing,
   fetchLimits,
   type PieceFetcher,
   type PieceOrder,
@@ -195,17 +197,41 @@ class FetcherThread {
 }
 
 function packOrder(pieces: readonly number[], into: PieceOrder["into"]): PackedOrder {
-  const numbers = new Float64Array(pieces.length * 4);
+  const numbers = new Float64Array(pieces.length * 5);
   const paths: string[] = [];
   const digests: PackedOrder["digests"][number][] = [];
   pieces.forEach((number, at) => {
     const piece = into.pieces[number];
     const file = piece === undefined ? undefined : into.files[piece.fileIndex];
     assert(piece !== undefined && file !== undefined, "an order names pieces of its staging");
-    numbers.set([file.size, file.mode, piece.offset, piece.length], at * 4);
+    numbers[at * 5] = file.size;
+    numbers[at * 5 + 1] = file.mode;
+    numbers[at * 5 + 2] = piece.offset;
+    numbers[at * 5 + 3] = piece.length;
+    numbers[at * 5 + 4] = piece.fileIndex;
     paths.push(file.path);
     digests.push(piece.digest);
   });
   const { root, have } = into;
-  return { pieces, paths, digests, numbers, root, have: have.words.buffer, haveSize: have.size };
+  return {
+    pieces,
+    paths,
+    digests,
+    numbers,
+    root,
+    have: have.words.buffer,
+    haveSize: have.size,
+    finishing: packFinishing(into.finishing),
+  };
+}
+
+function packFinishing(finishing: Finishing | undefined): PackedFinishing | null {
+  if (finishing === undefined) return null;
+  const { accessMs, modifiedMs, finished } = finishing;
+  return {
+    accessMs,
+    modifiedMs,
+    finished: finished.words.buffer,
+    finishedSize: finished.size,
+  };
 }

@@ -7,6 +7,7 @@ import type { BodySink } from "./http-connection.ts";
 import { frameBytes, readFrame } from "./http-frame.ts";
 import type { ResponseHead } from "./http-head.ts";
 import { PieceIntake, type StagedPiece } from "./staged-piece.ts";
+import type { Finishing } from "./transport.ts";
 
 /** Gathers a body of at most `bytesMax`. Memory grows with what has arrived, not with what is announced. */
 export class GatherSink implements BodySink {
@@ -54,10 +55,15 @@ export class PieceSink implements BodySink {
   readonly refused: number[] = [];
   #next = 0;
   #partBytes = frameBytes;
-  readonly #intake = new PieceIntake();
+  readonly #intake: PieceIntake;
 
-  constructor(wanted: readonly StagedPiece[], onVerified: (piece: StagedPiece) => void) {
+  constructor(
+    wanted: readonly StagedPiece[],
+    onVerified: (piece: StagedPiece) => void,
+    finishing: Finishing | null = null,
+  ) {
     this.#wanted = wanted;
+    this.#intake = new PieceIntake(finishing);
     this.#onVerified = onVerified;
   }
 

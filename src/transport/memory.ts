@@ -213,13 +213,14 @@ function accept(number: number, bytes: Buffer, into: PieceOrder["into"]): void {
   const piece = into.pieces[number];
   const file = piece === undefined ? undefined : into.files[piece.fileIndex];
   assert(piece !== undefined && file !== undefined, "an order names pieces of its staging");
-  new PieceIntake().accept(bytes, {
+  new PieceIntake(into.finishing ?? null).accept(bytes, {
     piece: number,
     path: `${into.root}/${file.path}`,
     fileBytes: file.size,
     mode: file.mode,
     offset: piece.offset,
     length: piece.length,
+    fileIndex: piece.fileIndex,
     digest: piece.digest,
   });
   into.have.add(number);

@@ -4,6 +4,7 @@
 
 import fs from "node:fs";
 import { chunkBytes } from "../core/pieces.ts";
+import { errnoOf } from "../platform/node-errors.ts";
 import type { FileFacts } from "./offer-table.ts";
 
 /** Doubles of today's milliseconds are a quarter of a microsecond apart. */
@@ -11,19 +12,32 @@ const mtimeMsTolerance = 0.001;
 
 /** A descriptor, or null when the file is gone, is no plain file, or differs from its stamp. */
 export function openOffered(file: FileFacts): number | null {
-  let handle: number;
-  try {
-    handle = fs.openSync(
-      file.path,
-      fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK,
-    );
-  } catch {
-    // Whatever the reason, this source can not serve the file; the refusal reports it.
-    return null;
-  }
+  const handle = openUnseen(file.path);
+  if (handle === null) return null;
   if (isAsSealed(handle, file)) return handle;
   fs.closeSync(handle);
   return null;
+}
+
+/** Without moving the access time, by which an engine's first read of an installed file is known. */
+function openUnseen(path: string): number | null {
+  const flags = fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK;
+  try {
+    return fs.openSync(path, flags | fs.constants.O_NOATIME);
+  } catch (error) {
+    // Only a file's owner may ask for that.
+    if (errnoOf(error) === "EPERM") return openPlainly(path, flags);
+    // Whatever the reason, this source can not serve the file; the refusal reports it.
+    return null;
+  }
+}
+
+function openPlainly(path: string, flags: number): number | null {
+  try {
+    return fs.openSync(path, flags);
+  } catch {
+    return null;
+  }
 }
 
 /** Reads exactly `length` bytes; false when the file ends before. */

@@ -7,6 +7,7 @@ import { describe, test } from "node:test";
 import { withCode } from "../../test/contracts/transport.ts";
 import { makeFolder } from "../../test/support/tree.ts";
 import { blake3Hex } from "../core/digest.ts";
+import { PieceSet } from "../core/pieces.ts";
 import { PieceIntake, type StagedPiece } from "./staged-piece.ts";
 
 const bytes = Buffer.alloc(300_000, "kernel");
@@ -55,6 +56,43 @@ describe("PieceIntake", () => {
     assert.deepEqual(fs.readFileSync(want.path), Buffer.concat([bytes, bytes]));
   });
 
+  test("accept() finishes a whole file of the form that its name promises, and no other", () => {
+    using folder = makeFolder();
+    const finished = new PieceSet(4);
+    const finishing = { accessMs: 1_000_000, modifiedMs: 2_000_000, finished };
+    const intake = new PieceIntake(finishing);
+    const [text, elf] = [Buffer.from('{"a":1}'), Buffer.from("\x7fELF kernel", "latin1")];
+    for (const [fileIndex, name, content] of [
+      [0, "good.json", text],
+      [1, "bad.json", elf],
+      [2, "bad.cubin", text],
+      [3, "good.cubin", elf],
+    ] as const) {
+      const size = { fileBytes: content.length, length: content.length, fileIndex };
+      const want = { ...wanted(path.join(folder.path, name)), ...size };
+      intake.accept(content, { ...want, digest: blake3Hex(content) });
+      const { atimeMs, mtimeMs } = fs.statSync(want.path);
+      assert.equal(
+        atimeMs === finishing.accessMs && mtimeMs === finishing.modifiedMs,
+        name.startsWith("good"),
+      );
+      assert.deepEqual(fs.readFileSync(want.path), content);
+    }
+    assert.deepEqual(
+      [0, 1, 2, 3].map((file) => finished.has(file)),
+      [true, false, false, true],
+    );
+  });
+
+  test("accept() leaves a chunk of a larger file unfinished", () => {
+    using folder = makeFolder();
+    const finished = new PieceSet(1);
+    const intake = new PieceIntake({ accessMs: 1_000, modifiedMs: 2_000, finished });
+    const want = wanted(path.join(folder.path, "file"));
+    intake.accept(bytes, { ...want, fileBytes: 2 * bytes.length });
+    assert.equal(finished.has(0), false);
+  });
+
   test("accept() does not follow a link in the file's place", () => {
     using folder = makeFolder();
     const want = wanted(path.join(folder.path, "file"));
@@ -77,6 +115,7 @@ function wanted(file: string): StagedPiece {
     mode: 0o644,
     offset: 0,
     length: bytes.length,
+    fileIndex: 0,
     digest: blake3Hex(bytes),
   };
 }

@@ -6,9 +6,11 @@ import fs from "node:fs";
 import path from "node:path";
 import { Blake3Hasher } from "@napi-rs/blake-hash";
 import type { Hex32 } from "../core/digest.ts";
+import { breaksForm, namedForm } from "../core/structure.ts";
 import { KiB } from "../core/units.ts";
 import { RelightError } from "../errors.ts";
 import { errnoOf, fromNodeError } from "../platform/node-errors.ts";
+import type { Finishing } from "./transport.ts";
 
 export interface StagedPiece {
   readonly piece: number;
@@ -18,6 +20,8 @@ export interface StagedPiece {
   readonly mode: number;
   readonly offset: number;
   readonly length: number;
+  /** Position in the staging's list of files. */
+  readonly fileIndex: number;
   readonly digest: Hex32;
 }
 
@@ -35,7 +39,12 @@ export class PieceIntake {
   readonly #hasher = new Blake3Hasher();
   /** Bits that the process's umask takes away from a file it makes. */
   readonly #umask = process.umask();
+  readonly #finishing: Finishing | null;
   #hashed = 0;
+
+  constructor(finishing: Finishing | null = null) {
+    this.#finishing = finishing;
+  }
 
   /** `bytes` is the beginning of the next piece, longer each time. */
   arrived(bytes: Buffer): void {
@@ -44,7 +53,7 @@ export class PieceIntake {
 
   /** All of the piece. @throws RelightError `digest_mismatch`, before anything is written, or a `disk_` code. */
   accept(bytes: Buffer, want: StagedPiece): void {
-    const got = this.#finish(bytes);
+    const got = this.#digest(bytes);
     if (got !== want.digest) {
       throw new RelightError(
         "digest_mismatch",
@@ -64,7 +73,7 @@ export class PieceIntake {
     this.#hashed = bytes.length;
   }
 
-  #finish(bytes: Buffer): string {
+  #digest(bytes: Buffer): string {
     this.#hash(bytes);
     const digest = this.#hasher.digest("hex");
     this.#hasher.reset();
@@ -79,9 +88,20 @@ export class PieceIntake {
         done += fs.writeSync(handle, bytes, done, bytes.length - done, want.offset + done);
       }
       if (want.offset === 0 && (want.mode & this.#umask) !== 0) fs.fchmodSync(handle, want.mode);
+      if (want.length === want.fileBytes) this.#finish(handle, bytes, want);
     } finally {
       fs.closeSync(handle);
     }
+  }
+
+  /** A file of a wrong form is left as it is: the installer refuses it. */
+  #finish(handle: number, bytes: Buffer, want: StagedPiece): void {
+    if (this.#finishing === null) return;
+    const form = namedForm(want.path);
+    if (form !== null && breaksForm(form, bytes) !== null) return;
+    const { accessMs, modifiedMs, finished } = this.#finishing;
+    fs.futimesSync(handle, accessMs / 1_000, modifiedMs / 1_000);
+    finished.add(want.fileIndex);
   }
 }
 

@@ -87,6 +87,21 @@ export interface StagedFile {
   readonly mode: number;
 }
 
+/**
+ * What else can be done to a file while its bytes are at hand, so that nobody has to open it again. It
+ * may be left undone for any file: only `finished` says that it was done.
+ */
+export interface Finishing {
+  /** Times that a file is given, in milliseconds of the wall clock. */
+  readonly accessMs: number;
+  readonly modifiedMs: number;
+  /**
+   * By position in the staging's list of files. Gains a file that came as one piece once it has its
+   * bytes, mode and times and was seen to have the form that its name promises (src/core/structure.ts).
+   */
+  readonly finished: PieceSet;
+}
+
 /** Where verified pieces go. `root` exists and is private; folders below it are made when needed. */
 export interface Staging {
   readonly root: string;
@@ -95,6 +110,7 @@ export interface Staging {
   readonly pieces: readonly Piece[];
   /** Gains each piece after its bytes are written: the same set may stand in an `Offer`. */
   readonly have: PieceSet;
+  readonly finishing?: Finishing;
 }
 
 export interface PieceOrder extends SourceAddress {

@@ -23,6 +23,7 @@ const wanted: readonly StagedPiece[] = [...contents].map(([piece, bytes]) => ({
   mode: 0o644,
   offset: 0,
   length: bytes.length,
+  fileIndex: 0,
   digest: blake3Hex(bytes),
 }));
 
