@@ -67,7 +67,7 @@ async function bootOf(replica: Replica): Promise<BootRecord> {
 }
 
 async function until(what: string, isDone: () => Promise<boolean>): Promise<void> {
-  for (let attempt = 0; attempt < 200; attempt++) {
+  for (let attempt = 0; attempt < 600; attempt++) {
     if (await isDone()) return;
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
