@@ -53,8 +53,10 @@ function openSockets(count: number, port: number): Disposable & { ended: () => n
   let ended = 0;
   const sockets = Array.from({ length: count }, () => {
     const socket = net.connect(port, host);
-    // Reads, or it would not see that it was hung up on.
+    // Reads, or it would not see that it was hung up on; and begins a handshake that it never goes on
+    // with, or a connection that overflowed the listen queue would be open here and unknown there.
     socket.resume();
+    socket.once("connect", () => socket.write(Buffer.from([0x16])));
     socket.on("error", () => {});
     socket.on("close", () => {
       ended++;
