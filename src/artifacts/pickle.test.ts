@@ -14,7 +14,7 @@ const proto = Buffer.from([0x80, 4]);
 const stop = Buffer.from(".");
 
 const rename = (text: Buffer) =>
-  text.toString("utf8") === "/old/x" ? Buffer.from("/a/longer/root/x") : null;
+  text.toString("utf8") === "/old/x" ? Buffer.from("/a/longer/base/x") : null;
 
 describe("changeStrings()", () => {
   test("gives back the same buffer when no string changes", () => {
@@ -26,7 +26,7 @@ describe("changeStrings()", () => {
 
   test("changes the string and the length of its frame, and nothing else", () => {
     const changed = changeStrings(dumped, rename);
-    const [before, after] = [dumped.indexOf("/old/x"), changed.indexOf("/a/longer/root/x")];
+    const [before, after] = [dumped.indexOf("/old/x"), changed.indexOf("/a/longer/base/x")];
     assert.equal(changed.length, dumped.length + 10);
     assert.equal(changed.readBigUInt64LE(3), dumped.readBigUInt64LE(3) + 10n);
     assert.deepEqual(changed.subarray(11, after - 1), dumped.subarray(11, before - 1));
@@ -48,7 +48,7 @@ describe("changeStrings()", () => {
     const framed = frame(text("/old/x"));
     const pickle = Buffer.concat([proto, framed, text("/old/x"), frame(text("b")), stop]);
     const changed = changeStrings(pickle, rename);
-    const wanted = text("/a/longer/root/x");
+    const wanted = text("/a/longer/base/x");
     assert.deepEqual(
       changed,
       Buffer.concat([proto, frame(wanted), wanted, frame(text("b")), stop]),

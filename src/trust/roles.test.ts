@@ -60,7 +60,7 @@ describe("roles", () => {
     assert.deepEqual(callerFromUri("fleet", callerUri("fleet", caller)), caller);
     for (const uri of [
       "spiffe://other/author/n",
-      "spiffe://fleet/root/n",
+      "spiffe://fleet/admin/n",
       "spiffe://fleet/author",
       "spiffe://fleet/author/n/x",
       "spiffe://fleet/author/..",

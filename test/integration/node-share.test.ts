@@ -7,7 +7,7 @@ import fs from "node:fs";
 import { describe, test } from "node:test";
 import { hostileSource } from "../support/hostile.ts";
 import { freePort, relight, relightJson, startTestCoordinator } from "../support/relight.ts";
-import { temporaryFolder } from "../support/temporary-folder.ts";
+import { type TemporaryFolder, temporaryFolder } from "../support/temporary-folder.ts";
 
 const startersCount = 8;
 const filesCount = 200;
@@ -21,21 +21,31 @@ interface Answer {
   }[];
 }
 
+/** Processes of one node: own state, one key that signs and is trusted. */
+function nodeFlags(
+  folder: TemporaryFolder,
+  coordinator: string,
+  own: { cache: string; state: string },
+): string[] {
+  return [
+    `--coordinator-address=${coordinator}`,
+    `--trust-dir=${folder.path("trust")}`,
+    `--state-dir=${folder.path(own.state)}`,
+    `--cache=x=${folder.path(own.cache)}`,
+    "--model=m",
+    "--families=none",
+    "--settle=0s",
+  ];
+}
+
 describe("eight replicas of one node", () => {
   test("started together make one transfer, and all end warm", async () => {
     using folder = temporaryFolder();
     for (let index = 0; index < filesCount; index++)
       folder.write(`source/k${index}/kernel.bin`, randomBytes(5_000));
     await using coordinator = await startTestCoordinator(folder.path("store"));
-    const flags = (cache: string, state: string) => [
-      `--coordinator-address=${coordinator.address}`,
-      `--state-dir=${folder.path(state)}`,
-      `--trust-dir=${folder.path("trust")}`,
-      "--model=m",
-      "--families=none",
-      `--cache=x=${folder.path(cache)}`,
-      "--settle=0s",
-    ];
+    const flags = (cache: string, state: string) =>
+      nodeFlags(folder, coordinator.address, { cache, state });
     await using source = relight(["artifact", "publish", ...flags("source", "s")]);
     await source.printed(/published x/);
     const starters = Array.from({ length: startersCount }, (_, index) =>
@@ -65,30 +75,17 @@ describe("eight replicas of one node", () => {
     folder.write("source/k/kernel.bin", randomBytes(1_000));
     // Peers are sent to a source that takes the connection and never answers.
     await using silent = await hostileSource(() => {});
-    const common = [
-      `--trust-dir=${folder.path("trust")}`,
-      "--model=m",
-      "--families=none",
-      "--settle=0s",
-      `--coordinator-address=${coordinator.address}`,
-    ];
+    const flags = (cache: string, state: string) =>
+      nodeFlags(folder, coordinator.address, { cache, state });
     await using source = relight([
       "artifact",
       "publish",
-      ...common,
-      `--state-dir=${folder.path("s")}`,
-      `--cache=x=${folder.path("source")}`,
+      ...flags("source", "s"),
       `--agent-advertise=${silent.endpoint}`,
     ]);
     await source.printed(/published x/);
     const starters = Array.from({ length: startersCount }, (_, index) =>
-      relightJson<Answer>([
-        "artifact",
-        "fetch",
-        ...common,
-        `--state-dir=${folder.path(`t${index}`)}`,
-        `--cache=x=${folder.path("shared")}`,
-      ]),
+      relightJson<Answer>(["artifact", "fetch", ...flags("shared", `t${index}`)]),
     );
     const found = (await Promise.all(starters)).map(
       ({ value, output }) => value.caches[0]?.code ?? assert.fail(output),
@@ -105,27 +102,18 @@ describe("eight replicas of one node", () => {
     await using coordinator = await startTestCoordinator(folder.path("store"));
     folder.write("source/k/kernel.bin", randomBytes(1_000));
     await using silent = await hostileSource(() => {});
-    const common = [
-      `--trust-dir=${folder.path("trust")}`,
-      "--model=m",
-      "--families=none",
-      "--settle=0s",
-      `--coordinator-address=${coordinator.address}`,
-    ];
+    const flags = (cache: string, state: string) =>
+      nodeFlags(folder, coordinator.address, { cache, state });
     await using source = relight([
       "artifact",
       "publish",
-      ...common,
-      `--state-dir=${folder.path("s")}`,
-      `--cache=x=${folder.path("source")}`,
+      ...flags("source", "s"),
       `--agent-advertise=${silent.endpoint}`,
     ]);
     await source.printed(/published x/);
     await using target = relight([
       "run",
-      ...common,
-      `--state-dir=${folder.path("t")}`,
-      `--cache=x=${folder.path("target")}`,
+      ...flags("target", "t"),
       "--budget=700ms",
       "--",
       "sh",
@@ -143,31 +131,17 @@ describe("eight replicas of one node", () => {
     using folder = temporaryFolder();
     await using coordinator = await startTestCoordinator(folder.path("store"));
     folder.write("source/k/kernel.bin", randomBytes(1_000));
-    const common = [
-      `--trust-dir=${folder.path("trust")}`,
-      "--model=m",
-      "--families=none",
-      "--settle=0s",
-      `--coordinator-address=${coordinator.address}`,
-    ];
+    const flags = (cache: string, state: string) =>
+      nodeFlags(folder, coordinator.address, { cache, state });
     const publish = (name: string, more: string[]) =>
-      relight([
-        "artifact",
-        "publish",
-        ...common,
-        `--state-dir=${folder.path(name)}`,
-        `--cache=x=${folder.path("source")}`,
-        ...more,
-      ]);
+      relight(["artifact", "publish", ...flags("source", name), ...more]);
     await using dead = publish("dead", [`--agent-advertise=http://127.0.0.1:${await freePort()}`]);
     await using live = publish("live", []);
     await Promise.all([dead.printed(/published x/), live.printed(/published x/)]);
     const { value, code, output } = await relightJson<Answer>([
       "artifact",
       "fetch",
-      ...common,
-      `--state-dir=${folder.path("t")}`,
-      `--cache=x=${folder.path("target")}`,
+      ...flags("target", "t"),
     ]);
     assert.equal(code, 0, output);
     assert.equal(value.caches[0]?.state, "installed");
