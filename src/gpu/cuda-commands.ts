@@ -3,7 +3,7 @@
 
 import { RelightError } from "../errors.ts";
 import { cudaError, cudaSuccess } from "./cuda-errors.ts";
-import type { Command, EventHandle, GraphHandle, KernelHandle } from "./driver.ts";
+import type { Command, EventHandle, GraphHandle, HostHandle, KernelHandle } from "./driver.ts";
 import type { Libcuda } from "./functions.ts";
 import { packParams } from "./launch.ts";
 import type { PackedCommand, PackedCopies } from "./packed-copies.ts";
@@ -13,6 +13,7 @@ export interface RawHandles {
   event(handle: EventHandle): bigint;
   graph(handle: GraphHandle): bigint;
   kernel(handle: KernelHandle): bigint;
+  host(handle: HostHandle): Uint8Array;
 }
 
 const deviceMemory = 2; // CU_MEMORYTYPE_DEVICE
@@ -50,6 +51,18 @@ export class CudaCommands {
         break;
       case "upload":
         this.#upload(stream, command);
+        break;
+      case "from_host":
+        cuda.call("cuMemcpyHtoDAsync_v2", command.to, this.#hostAt(command), command.bytes, stream);
+        break;
+      case "to_host":
+        cuda.call(
+          "cuMemcpyDtoHAsync_v2",
+          this.#hostAt(command),
+          command.from,
+          command.bytes,
+          stream,
+        );
         break;
       case "record":
         cuda.call("cuEventRecord", this.#raw.event(command.event), stream);
@@ -103,6 +116,17 @@ export class CudaCommands {
     }
   }
 
+  #hostAt({ host, offsetBytes, bytes }: { host: HostHandle; offsetBytes: number; bytes: number }) {
+    const memory = this.#raw.host(host);
+    if (offsetBytes >= 0 && offsetBytes + bytes <= memory.byteLength) {
+      return memory.subarray(offsetBytes, offsetBytes + bytes);
+    }
+    throw new RelightError(
+      "request_invalid",
+      `Cannot copy ${bytes} bytes at ${offsetBytes} of host memory: it has ${memory.byteLength}`,
+    );
+  }
+
   /** From pageable memory the driver has taken the bytes when the call returns. */
   #upload(stream: bigint, { to, bytes }: Extract<Command, { do: "upload" }>): void {
     this.#cuda.call("cuMemcpyHtoDAsync_v2", to, bytes, bytes.byteLength, stream);
@@ -119,7 +143,8 @@ export class CudaCommands {
 }
 
 function isEmpty(command: PackedCommand): boolean {
-  if (command.do === "copy" || command.do === "fill") return command.bytes === 0;
+  const hasBytes = "bytes" in command && typeof command.bytes === "number";
+  if (hasBytes) return command.bytes === 0;
   if (command.do === "upload") return command.bytes.byteLength === 0;
   return command.do === "copy_rows" && (command.rows === 0 || command.rowBytes === 0);
 }

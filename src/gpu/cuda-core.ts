@@ -17,10 +17,13 @@ import type {
   GpuMemory,
   GraphHandle,
   Handle,
+  HostHandle,
   KernelHandle,
   MemoryHandle,
   MemoryId,
   ModuleHandle,
+  PairHandle,
+  PairMove,
   Sharing,
   StreamHandle,
   Wait,
@@ -28,6 +31,7 @@ import type {
 import { readBytesMax } from "./driver.ts";
 import { Libcuda } from "./functions.ts";
 import { HandleTable } from "./handles.ts";
+import { Nccl, settle } from "./nccl.ts";
 import { type MemoryUse, openMemoryUse } from "./nvml.ts";
 import type { PackedCommand } from "./packed-copies.ts";
 import {
@@ -57,7 +61,9 @@ type Entry =
   | { kind: "event"; owner: number; raw: bigint }
   | { kind: "module"; owner: number; raw: bigint }
   | { kind: "kernel"; owner: number; raw: bigint }
-  | { kind: "graph"; owner: number; raw: bigint; instance: bigint };
+  | { kind: "graph"; owner: number; raw: bigint; instance: bigint }
+  | { kind: "host"; owner: number; memory: Uint8Array; isPinned: boolean }
+  | { kind: "pair"; owner: number; raw: bigint; rank: 0 | 1 };
 
 /** CUdevice_attribute values that are read. */
 const attributes = { multiprocessorCount: 16, archMajor: 75, archMinor: 76 } as const;
@@ -65,6 +71,7 @@ const attributes = { multiprocessorCount: 16, archMajor: 75, archMinor: 76 } as 
 const nonBlockingStream = 1; // CU_STREAM_NON_BLOCKING: never waits for the engine's default stream.
 const lazyPeerAccess = 1; // CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the only flag that the call accepts.
 const captureThisThread = 1; // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+const portablePinning = 1; // CU_MEMHOSTREGISTER_PORTABLE
 const sharedBytesAttribute = 8; // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 const pollPauseMs = 0.05; // A poll costs 1.3 us and a copy takes milliseconds.
 
@@ -72,8 +79,16 @@ export class CudaCore {
   readonly #handles = new HandleTable<Entry>();
   readonly #sleeper = new Int32Array(new SharedArrayBuffer(4));
   #opened: { readonly cuda: Libcuda; readonly commands: CudaCommands } | null = null;
+  readonly #ncclLibrary: string;
   #memoryUse: MemoryUse | null = null;
+  #nccl: Nccl | null = null;
+  #nextLook: Promise<void> | null = null;
   #current: number | null = null;
+
+  /** @param ncclLibrary a path, or a name that the system's loader finds */
+  constructor(ncclLibrary: string) {
+    this.#ncclLibrary = ncclLibrary;
+  }
 
   get #cuda(): Libcuda {
     return this.#open().cuda;
@@ -185,18 +200,60 @@ export class CudaCore {
   }
 
   async finish(stream: StreamHandle, wait: Wait): Promise<void> {
-    const { owner, raw } = this.#handles.get(stream, "stream");
-    const deadline = performance.now() + wait.deadlineMs;
-    for (;;) {
-      this.#use(owner as ContextHandle);
-      const result = this.#cuda.result("cuStreamQuery", raw);
-      if (result === cudaSuccess) return;
-      if (result !== cudaNotReady) throw cudaError("cuStreamQuery", result);
-      checkWait(wait, deadline);
-      // The pause sleeps shorter than a timer can; the turn lets a cancellation in.
-      Atomics.wait(this.#sleeper, 0, 0, pollPauseMs);
-      await nextTurn();
+    await this.#poll(this.#handles.get(stream, "stream"), "cuStreamQuery", wait);
+  }
+
+  async reach(event: EventHandle, wait: Wait): Promise<void> {
+    await this.#poll(this.#handles.get(event, "event"), "cuEventQuery", wait);
+  }
+
+  /** Unpinned memory works all the same: the driver then copies through memory of its own. */
+  shareHost(context: ContextHandle, memory: Uint8Array) {
+    this.#use(context);
+    const pinning = this.#cuda.result(
+      "cuMemHostRegister_v2",
+      memory,
+      memory.byteLength,
+      portablePinning,
+    );
+    const isPinned = pinning === cudaSuccess;
+    const handle = this.#handles.add({ kind: "host", owner: context, memory, isPinned });
+    return { handle, isPinned };
+  }
+
+  pairId(): Uint8Array {
+    return this.#openNccl().id();
+  }
+
+  async openPair(
+    context: ContextHandle,
+    meeting: { readonly id: Uint8Array; readonly rank: 0 | 1 },
+    wait: Wait,
+  ): Promise<PairHandle> {
+    const nccl = this.#openNccl();
+    this.#use(context);
+    const raw = nccl.begin(meeting);
+    const pair = this.#handles.add({ kind: "pair", owner: context, raw, rank: meeting.rank });
+    try {
+      await settle(nccl, raw, { wait, pause: this.#pause });
+      return pair;
+    } catch (error) {
+      this.close(pair);
+      throw error;
     }
+  }
+
+  async exchange(
+    stream: StreamHandle,
+    pair: PairHandle,
+    { moves, wait }: { readonly moves: readonly PairMove[]; readonly wait: Wait },
+  ): Promise<void> {
+    const nccl = this.#openNccl();
+    const { owner, raw, rank } = this.#handles.get(pair, "pair");
+    this.#use(owner as ContextHandle);
+    const peer = rank === 0 ? 1 : 0;
+    nccl.enqueue(raw, { moves, peer, stream: this.#handles.get(stream, "stream").raw });
+    await settle(nccl, raw, { wait, pause: this.#pause });
   }
 
   async read(
@@ -260,6 +317,39 @@ export class CudaCore {
     for (const handle of this.#handles.all()) this.close(handle as Handle<string>);
   }
 
+  #openNccl(): Nccl {
+    this.#nccl ??= Nccl.open(this.#ncclLibrary);
+    return this.#nccl;
+  }
+
+  async #poll(
+    { owner, raw }: { readonly owner: number; readonly raw: bigint },
+    query: "cuStreamQuery" | "cuEventQuery",
+    wait: Wait,
+  ): Promise<void> {
+    const deadline = performance.now() + wait.deadlineMs;
+    for (;;) {
+      this.#use(owner as ContextHandle);
+      const result = this.#cuda.result(query, raw);
+      if (result === cudaSuccess) return;
+      if (result !== cudaNotReady) throw cudaError(query, result);
+      checkWait(wait, deadline);
+      await this.#pause();
+    }
+  }
+
+  /** Sleeps shorter than a timer can, once for all who wait; the turn lets other requests in. */
+  readonly #pause = (): Promise<void> => {
+    this.#nextLook ??= this.#rest();
+    return this.#nextLook;
+  };
+
+  async #rest(): Promise<void> {
+    Atomics.wait(this.#sleeper, 0, 0, pollPauseMs);
+    await nextTurn();
+    this.#nextLook = null;
+  }
+
   #record(stream: bigint, commands: readonly Command[]): bigint {
     this.#cuda.call("cuStreamBeginCapture_v2", stream, captureThisThread);
     const graph = new BigUint64Array(1);
@@ -281,6 +371,7 @@ export class CudaCore {
       event: (handle) => this.#handles.get(handle, "event").raw,
       graph: (handle) => this.#handles.get(handle, "graph").instance,
       kernel: (handle) => this.#handles.get(handle, "kernel").raw,
+      host: (handle: HostHandle) => this.#handles.get(handle, "host").memory,
     });
     this.#opened = { cuda, commands };
     return this.#opened;
@@ -362,6 +453,12 @@ export class CudaCore {
       case "graph":
         cuda.result("cuGraphExecDestroy", entry.instance);
         cuda.result("cuGraphDestroy", entry.raw);
+        return;
+      case "host":
+        if (entry.isPinned) cuda.result("cuMemHostUnregister", entry.memory);
+        return;
+      case "pair":
+        this.#nccl?.abort(entry.raw);
         return;
       case "kernel":
         return;

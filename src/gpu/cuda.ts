@@ -6,7 +6,7 @@ import { Worker } from "node:worker_threads";
 import { RelightError } from "../errors.ts";
 import { workerUrl } from "../platform/worker-url.ts";
 import type { CudaCore } from "./cuda-core.ts";
-import type { Answer, Operation, Request } from "./cuda-worker.ts";
+import type { Answer, Operation, Request, Waiting, WorkerData } from "./cuda-worker.ts";
 import type {
   Command,
   ContextHandle,
@@ -14,13 +14,17 @@ import type {
   EventHandle,
   GpuDriver,
   Handle,
+  HostMemory,
   MemoryHandle,
   MemoryId,
   ModuleHandle,
+  PairHandle,
+  PairMove,
   Sharing,
   StreamHandle,
   Wait,
 } from "./driver.ts";
+import { sharedHostBytes } from "./host-memory.ts";
 import { packCopies } from "./packed-copies.ts";
 
 interface Pending {
@@ -33,10 +37,16 @@ type Result<Name extends Operation> = Promise<Awaited<ReturnType<CudaCore[Name]>
 export class CudaDriver implements GpuDriver {
   readonly backend = "cuda";
   readonly #pending = new Map<number, Pending>();
+  readonly #data: WorkerData;
   #worker: Worker | null = null;
   #next = 1;
   #closed = false;
   #lost: RelightError | null = null;
+
+  /** @param options `ncclLibrary`: where libnccl is, when the system's loader does not find it */
+  constructor({ ncclLibrary = "libnccl.so.2" }: { readonly ncclLibrary?: string } = {}) {
+    this.#data = { ncclLibrary };
+  }
 
   devices() {
     return this.#call("devices");
@@ -83,7 +93,36 @@ export class CudaDriver implements GpuDriver {
   }
 
   async finish(stream: StreamHandle, wait: Wait): Promise<void> {
-    await this.#wait({ operation: "finish", stream, from: null }, wait);
+    await this.#wait({ for: "finish", stream }, wait);
+  }
+
+  async reach(event: EventHandle, wait: Wait): Promise<void> {
+    await this.#wait({ for: "reach", event }, wait);
+  }
+
+  async shareHost(context: ContextHandle, bytes: number): Promise<HostMemory> {
+    const memory = sharedHostBytes(bytes);
+    return { memory, ...(await this.#call("shareHost", context, memory)) };
+  }
+
+  pairId() {
+    return this.#call("pairId");
+  }
+
+  async openPair(
+    context: ContextHandle,
+    meeting: { readonly id: Uint8Array; readonly rank: 0 | 1 },
+    wait: Wait,
+  ): Promise<PairHandle> {
+    return (await this.#wait({ for: "openPair", context, meeting }, wait)) as PairHandle;
+  }
+
+  async exchange(
+    stream: StreamHandle,
+    pair: PairHandle,
+    { moves, wait }: { readonly moves: readonly PairMove[]; readonly wait: Wait },
+  ): Promise<void> {
+    await this.#wait({ for: "exchange", stream, pair, moves }, wait);
   }
 
   async read(
@@ -91,7 +130,7 @@ export class CudaDriver implements GpuDriver {
     from: { address: DevicePtr; bytes: number },
     wait: Wait,
   ): Promise<Uint8Array> {
-    return (await this.#wait({ operation: "read", stream, from }, wait)) as Uint8Array;
+    return (await this.#wait({ for: "read", stream, from }, wait)) as Uint8Array;
   }
 
   loadModule(context: ContextHandle, image: Uint8Array) {
@@ -125,15 +164,8 @@ export class CudaDriver implements GpuDriver {
     return this.#send((id) => ({ id, operation, args })).answer as Result<Name>;
   }
 
-  async #wait(
-    what: {
-      operation: "finish" | "read";
-      stream: StreamHandle;
-      from: { address: DevicePtr; bytes: number } | null;
-    },
-    { signal, deadlineMs }: Wait,
-  ): Promise<unknown> {
-    const { id, answer } = this.#send((id) => ({ id, ...what, deadlineMs }));
+  async #wait(waiting: Waiting, { signal, deadlineMs }: Wait): Promise<unknown> {
+    const { id, answer } = this.#send((id) => ({ id, waiting, deadlineMs }));
     const cancel = () => this.#worker?.postMessage({ cancel: id } satisfies Request);
     signal.addEventListener("abort", cancel, { once: true });
     if (signal.aborted) cancel();
@@ -159,7 +191,9 @@ export class CudaDriver implements GpuDriver {
   }
 
   #start(): Worker {
-    const worker = new Worker(workerUrl(new URL("./cuda-worker.ts", import.meta.url)));
+    const worker = new Worker(workerUrl(new URL("./cuda-worker.ts", import.meta.url)), {
+      workerData: this.#data,
+    });
     worker.on("message", (answer: Answer) => this.#settle(answer));
     worker.on("error", (cause) => this.#fail(cause));
     worker.on("exit", (code) => this.#fail(new Error(`The GPU thread ended with ${code}`)));

@@ -19,6 +19,9 @@ export type EventHandle = Handle<"event">;
 export type ModuleHandle = Handle<"module">;
 export type KernelHandle = Handle<"kernel">;
 export type GraphHandle = Handle<"graph">;
+export type HostHandle = Handle<"host">;
+/** One end of a pair of GPUs that send to one another, on this or on two machines. */
+export type PairHandle = Handle<"pair">;
 
 export interface GpuDevice {
   readonly ordinal: number;
@@ -36,6 +39,22 @@ export interface GpuContext {
   readonly ordinal: number;
   /** What opening it took from the GPU's memory; `null` when it could not be read. */
   readonly costBytes: number | null;
+}
+
+/** Memory of this process that the GPU copies to and from while the CPU does something else. */
+export interface HostMemory {
+  readonly handle: HostHandle;
+  /** Begins at a page; goes when the handle is closed and nobody holds it. */
+  readonly memory: Uint8Array<SharedArrayBuffer>;
+  /** False where the system would not pin it: then copies are slower and wait for one another. */
+  readonly isPinned: boolean;
+}
+
+/** What one end of a pair does; the other does the opposite, with as many bytes, in the same order. */
+export interface PairMove {
+  readonly do: "send" | "receive";
+  readonly address: DevicePtr;
+  readonly bytes: number;
 }
 
 /** `private` cannot be exported; `ipc` and `descriptor` say by which handle another process opens it. */
@@ -91,6 +110,21 @@ export type Command =
   | { readonly do: "fill"; readonly to: DevicePtr; readonly byte: number; readonly bytes: number }
   /** The bytes are taken at the call; the caller may reuse its array. */
   | { readonly do: "upload"; readonly to: DevicePtr; readonly bytes: Uint8Array }
+  /** Shared host memory is read and written when the stream comes to it. */
+  | {
+      readonly do: "from_host";
+      readonly to: DevicePtr;
+      readonly host: HostHandle;
+      readonly offsetBytes: number;
+      readonly bytes: number;
+    }
+  | {
+      readonly do: "to_host";
+      readonly host: HostHandle;
+      readonly offsetBytes: number;
+      readonly from: DevicePtr;
+      readonly bytes: number;
+    }
   | { readonly do: "record"; readonly event: EventHandle }
   | { readonly do: "await"; readonly event: EventHandle }
   | {
@@ -159,6 +193,39 @@ export interface GpuDriver extends AsyncDisposable {
    * @throws deadline_exceeded, cancelled: the commands stay enqueued and may still run.
    */
   finish(stream: StreamHandle, wait: Wait): Promise<void>;
+
+  /**
+   * Resolves when the GPU has come to the last record of the event that was submitted before.
+   * @throws deadline_exceeded, cancelled
+   */
+  reach(event: EventHandle, wait: Wait): Promise<void>;
+
+  /** Memory of this process, shared between its threads, that the GPU copies to and from. */
+  shareHost(context: ContextHandle, bytes: number): Promise<HostMemory>;
+
+  /** What two ends need to find one another: 128 bytes. @throws device_unsupported without NCCL */
+  pairId(): Promise<Uint8Array>;
+
+  /**
+   * Meets the other end, which calls this with the same id and the other rank.
+   * @throws device_unsupported without NCCL, deadline_exceeded when it does not come, source_unreachable
+   */
+  openPair(
+    context: ContextHandle,
+    meeting: { readonly id: Uint8Array; readonly rank: 0 | 1 },
+    wait: Wait,
+  ): Promise<PairHandle>;
+
+  /**
+   * Resolves when the moves are enqueued on the stream, for which the other end may have to have enqueued
+   * its own. After a failure the pair is of no more use; closing it ends what is under way.
+   * @throws deadline_exceeded, cancelled, source_unreachable (the other end is gone)
+   */
+  exchange(
+    stream: StreamHandle,
+    pair: PairHandle,
+    what: { readonly moves: readonly PairMove[]; readonly wait: Wait },
+  ): Promise<void>;
 
   /** Bytes of the GPU as they are after everything submitted to the stream. */
   read(

@@ -6,6 +6,7 @@ import { FakeDriver } from "./fake.ts";
 gpuContract({
   backend: "fake",
   skip: false,
+  pairSkip: false,
   open: (directory) =>
     new FakeDriver({ directory, kernels: { relight_contract_fill: fillWordsFake } }),
 });

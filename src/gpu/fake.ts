@@ -20,17 +20,22 @@ import {
   type GpuMemory,
   type GraphHandle,
   type Handle,
+  type HostMemory,
   type KernelHandle,
   type KernelParam,
   type MemoryHandle,
   type MemoryId,
   type ModuleHandle,
+  type PairHandle,
+  type PairMove,
   type Sharing,
   type StreamHandle,
   type Wait,
 } from "./driver.ts";
 import { FakeMemory, type FakeRange } from "./fake-memory.ts";
+import { FakePair, fakePairId } from "./fake-pair.ts";
 import { HandleTable } from "./handles.ts";
+import { sharedHostBytes } from "./host-memory.ts";
 import { checkWait } from "./wait.ts";
 
 /** What a fake kernel may do: read and write the fake GPU's memory. */
@@ -66,10 +71,15 @@ interface EventState {
   recorded: number;
   reached: number;
   reachedAtMs: number | null;
+  /** What ended the stream that a record of it stood on. */
+  error: RelightError | null;
 }
 
-/** What a stream does: a command, or a wait that knows which record it waits for. */
-type Step = Exclude<Command, { do: "await" }> | { do: "await"; state: EventState; record: number };
+/** What a stream does: a command, a wait that knows which record it waits for, a move of a pair. */
+type Step =
+  | Exclude<Command, { do: "await" }>
+  | { do: "await"; state: EventState; record: number }
+  | { do: "move"; pair: PairHandle; move: PairMove };
 
 type Entry =
   | { kind: "context"; owner: null; ordinal: number }
@@ -78,7 +88,9 @@ type Entry =
   | { kind: "event"; owner: number; state: EventState }
   | { kind: "module"; owner: number; names: ReadonlySet<string> }
   | { kind: "kernel"; owner: number; run: FakeKernel }
-  | { kind: "graph"; owner: number; commands: readonly Command[] };
+  | { kind: "graph"; owner: number; commands: readonly Command[] }
+  | { kind: "host"; owner: number; memory: Uint8Array }
+  | { kind: "pair"; owner: number; pair: FakePair };
 
 const arch = 90;
 const contextCostBytes = 2 ** 20;
@@ -181,7 +193,7 @@ export class FakeDriver implements GpuDriver {
 
   async openEvent(context: ContextHandle): Promise<EventHandle> {
     this.#handles.get(context, "context");
-    const state = { recorded: 0, reached: 0, reachedAtMs: null };
+    const state = { recorded: 0, reached: 0, reachedAtMs: null, error: null };
     return this.#handles.add({ kind: "event", owner: context, state });
   }
 
@@ -212,6 +224,50 @@ export class FakeDriver implements GpuDriver {
       checkWait(wait, deadline);
       await (turns < 20 ? nextTurn() : pause(1));
     }
+  }
+
+  async reach(event: EventHandle, wait: Wait): Promise<void> {
+    const deadline = performance.now() + wait.deadlineMs;
+    const { recorded } = this.#handles.get(event, "event").state;
+    for (let turns = 0; ; turns += 1) {
+      const { state } = this.#handles.get(event, "event");
+      if (state.reached >= recorded) return;
+      if (state.error !== null) throw state.error;
+      checkWait(wait, deadline);
+      await (turns < 20 ? nextTurn() : pause(1));
+    }
+  }
+
+  async shareHost(context: ContextHandle, bytes: number): Promise<HostMemory> {
+    this.#handles.get(context, "context");
+    const memory = sharedHostBytes(bytes);
+    const handle = this.#handles.add({ kind: "host", owner: context, memory });
+    return { handle, memory, isPinned: true };
+  }
+
+  async pairId(): Promise<Uint8Array> {
+    return fakePairId();
+  }
+
+  async openPair(
+    context: ContextHandle,
+    meeting: { readonly id: Uint8Array; readonly rank: 0 | 1 },
+    wait: Wait,
+  ): Promise<PairHandle> {
+    this.#handles.get(context, "context");
+    const pair = await FakePair.meet(this.#options.directory, meeting, wait);
+    return this.#handles.add({ kind: "pair", owner: context, pair });
+  }
+
+  async exchange(
+    handle: StreamHandle,
+    pair: PairHandle,
+    { moves }: { readonly moves: readonly PairMove[]; readonly wait: Wait },
+  ): Promise<void> {
+    this.#handles.get(pair, "pair");
+    const { stream } = this.#handles.get(handle, "stream");
+    stream.queue.push(...moves.map((move) => ({ do: "move", pair, move }) as const));
+    if (!stream.running) void this.#run(stream);
   }
 
   async read(stream: StreamHandle, from: { address: DevicePtr; bytes: number }, wait: Wait) {
@@ -253,6 +309,7 @@ export class FakeDriver implements GpuDriver {
   async close(handle: Handle<string>): Promise<void> {
     for (const entry of this.#handles.take(handle)) {
       if (entry.kind === "memory") this.#memory.release(entry.range);
+      if (entry.kind === "pair") entry.pair.close();
       if (entry.kind !== "stream") continue;
       entry.stream.isClosed = true;
       entry.stream.queue.length = 0;
@@ -271,6 +328,7 @@ export class FakeDriver implements GpuDriver {
       return;
     }
     if (command.do === "launch") this.#handles.get(command.kernel, "kernel");
+    if (command.do === "from_host" || command.do === "to_host") this.#hostAt(command);
     stream.queue.push(this.#stepOf(command));
   }
 
@@ -294,8 +352,12 @@ export class FakeDriver implements GpuDriver {
         await this.#execute(command, stream);
       }
     } catch (cause) {
-      stream.error = asRelightError(cause);
-      stream.queue.length = 0;
+      const error = asRelightError(cause);
+      stream.error = error;
+      for (const step of stream.queue.splice(0)) {
+        const event = step.do === "record" ? this.#handles.peek(step.event) : undefined;
+        if (event?.kind === "event") event.state.error = error;
+      }
     } finally {
       stream.running = false;
     }
@@ -317,6 +379,17 @@ export class FakeDriver implements GpuDriver {
         break;
       case "upload":
         this.#memory.write(command.to, command.bytes);
+        break;
+      case "from_host":
+        await this.#delay(command.bytes);
+        this.#memory.write(command.to, this.#hostAt(command));
+        break;
+      case "to_host":
+        await this.#delay(command.bytes);
+        this.#hostAt(command).set(this.#memory.read(command.from, command.bytes));
+        break;
+      case "move":
+        await this.#move(command, stream);
         break;
       case "record": {
         const { state } = this.#handles.get(command.event, "event");
@@ -340,9 +413,42 @@ export class FakeDriver implements GpuDriver {
     for (let done = 0; done < bytes; done += copyStepBytes) {
       const step = Math.min(copyStepBytes, bytes - done);
       this.#memory.write(at(to, done), this.#memory.read(at(from, done), step));
-      const delayMs = (step / this.#options.bytesPerSecond) * 1_000;
-      if (delayMs > 0) await pause(delayMs);
+      await this.#delay(step);
     }
+  }
+
+  async #delay(bytes: number): Promise<void> {
+    const delayMs = (bytes / this.#options.bytesPerSecond) * 1_000;
+    if (delayMs > 0) await pause(delayMs);
+  }
+
+  async #move({ pair, move }: Extract<Step, { do: "move" }>, stream: Stream): Promise<void> {
+    const { pair: end } = this.#handles.get(pair, "pair");
+    if (move.do === "send") {
+      await this.#delay(move.bytes);
+      end.send(this.#memory.read(move.address, move.bytes));
+      return;
+    }
+    for (let taken = end.take(move.bytes); !stream.isClosed; taken = end.take(move.bytes)) {
+      if (taken !== null) {
+        this.#memory.write(move.address, taken);
+        return;
+      }
+      // A pair that is closed at this end waits for nothing any more.
+      this.#handles.get(pair, "pair");
+      await pause(1);
+    }
+  }
+
+  #hostAt({ host, offsetBytes, bytes }: Extract<Command, { do: "from_host" | "to_host" }>) {
+    const { memory } = this.#handles.get(host, "host");
+    if (offsetBytes >= 0 && offsetBytes + bytes <= memory.byteLength) {
+      return memory.subarray(offsetBytes, offsetBytes + bytes);
+    }
+    throw new RelightError(
+      "request_invalid",
+      `Cannot copy ${bytes} bytes at ${offsetBytes} of host memory: it has ${memory.byteLength}`,
+    );
   }
 
   #hold(context: ContextHandle, range: FakeRange, counted: number, exportable: boolean): GpuMemory {

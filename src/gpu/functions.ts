@@ -42,6 +42,9 @@ export const functions = {
   cuMemcpyBatchAsync_v2:
     "void *to, void *from, void *bytes, size_t count, void *attributes, void *indices, size_t attributeCount, uint64_t stream",
   cuMemcpyHtoDAsync_v2: "uint64_t to, void *from, size_t bytes, uint64_t stream",
+  cuMemcpyDtoHAsync_v2: "void *to, uint64_t from, size_t bytes, uint64_t stream",
+  cuMemHostRegister_v2: "void *memory, size_t bytes, uint32_t flags",
+  cuMemHostUnregister: "void *memory",
   cuMemcpyDtoH_v2: "void *to, uint64_t from, size_t bytes",
   cuMemcpy2DAsync_v2: "void *copy, uint64_t stream",
   cuMemsetD8Async: "uint64_t to, uint8_t value, size_t bytes, uint64_t stream",
@@ -53,6 +56,7 @@ export const functions = {
   cuStreamEndCapture: "uint64_t stream, void *graph",
   cuEventCreate: "void *event, uint32_t flags",
   cuEventDestroy_v2: "uint64_t event",
+  cuEventQuery: "uint64_t event",
   cuEventRecord: "uint64_t event, uint64_t stream",
   cuEventElapsedTime: "void *ms, uint64_t from, uint64_t to",
   cuModuleLoadData: "void *module, void *image",

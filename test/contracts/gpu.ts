@@ -57,9 +57,11 @@ export interface GpuContractOptions {
   readonly backend: "cuda" | "fake";
   /** Why nothing can run here, or false. */
   readonly skip: string | false;
+  /** Why two GPUs cannot be paired here, or false. */
+  readonly pairSkip: string | false;
 }
 
-export function gpuContract({ open, backend, skip }: GpuContractOptions): void {
+export function gpuContract({ open, backend, skip, pairSkip }: GpuContractOptions): void {
   describe(`gpu contract: ${backend}`, { timeout: 120_000 }, () => {
     // Each claim is skipped, not the suite, so that skips are counted one by one.
     const test = (claim: string, run: () => Promise<void> | void) => register(claim, { skip }, run);
@@ -170,6 +172,125 @@ export function gpuContract({ open, backend, skip }: GpuContractOptions): void {
         assert.deepEqual(seen, wanted);
       });
     });
+
+    test("shareHost() gives memory that the GPU reads and writes in the stream's order", async () => {
+      await bench(async ({ driver, context, stream }) => {
+        const { address } = await driver.allocate(context, { bytes: 8_192, sharing: "private" });
+        const { handle: host, memory } = await driver.shareHost(context, 8_192);
+        const done = await driver.openEvent(context);
+        memory.set(new Uint8Array(4_096).map((_, index) => (index * 13) % 256));
+        await driver.submit(stream, [
+          { do: "from_host", to: at(address, 96), host, offsetBytes: 7, bytes: 1_000 },
+          { do: "to_host", host, offsetBytes: 4_096, from: at(address, 100), bytes: 996 },
+          { do: "from_host", to: address, host, offsetBytes: 0, bytes: 0 },
+          { do: "record", event: done },
+        ]);
+        await driver.reach(done, wait);
+        assert.deepEqual(memory.slice(4_096, 5_092), memory.slice(11, 1_007));
+        await driver.close(host);
+        await driver.close(host);
+      });
+    });
+
+    test("a copy beyond shared host memory is refused before anything is enqueued", async () => {
+      await bench(async ({ driver, context, stream }) => {
+        const { address } = await driver.allocate(context, { bytes: 8_192, sharing: "private" });
+        const { handle: host } = await driver.shareHost(context, 4_096);
+        const beyond = { host, offsetBytes: 4_000, bytes: 97 };
+        const into = { do: "from_host", to: address, ...beyond } as const;
+        await rejects(driver.submit(stream, [into]), "request_invalid");
+        const out = { do: "to_host", from: address, ...beyond } as const;
+        await rejects(driver.submit(stream, [out]), "request_invalid");
+      });
+    });
+
+    test("reach() waits for an event and for no more, and gives up at its deadline", async () => {
+      await bench(async ({ driver, context, stream }) => {
+        const event = await driver.openEvent(context);
+        const never = new AbortController();
+        never.abort();
+        await driver.submit(stream, [{ do: "record", event }]);
+        await driver.reach(event, wait);
+        await driver.reach(event, wait);
+        const other = await driver.openEvent(context);
+        const bytes = (backend === "cuda" ? 512 : 2) * MiB;
+        const { address } = await driver.allocate(context, { bytes, sharing: "private" });
+        const fill = { do: "fill", to: address, byte: 1, bytes } as const;
+        await driver.submit(stream, [...Array(20).fill(fill), { do: "record", event: other }]);
+        await rejects(driver.reach(other, { ...wait, signal: never.signal }), "cancelled");
+        await rejects(driver.reach(other, { ...wait, deadlineMs: 0 }), "deadline_exceeded");
+        await driver.reach(other, wait);
+      });
+    });
+
+    for (const [claim, isWhole] of [
+      ["a pair of GPUs sends what the other receives, in order, both ways", true],
+      ["an end of a pair that is closed ends the other's wait", false],
+    ] as const) {
+      register(claim, { skip: skip || pairSkip }, async () => {
+        await bench(async ({ driver, context, stream }) => {
+          const { handle: peer } = await driver.openContext(1);
+          const id = await driver.pairId();
+          assert.equal(id.byteLength, 128);
+          const [one, other] = await Promise.all([
+            driver.openPair(context, { id, rank: 0 }, wait),
+            driver.openPair(peer, { id, rank: 1 }, wait),
+          ]);
+          const want = { bytes: 2 * MiB, sharing: "private" } as const;
+          const [here, there] = await Promise.all([
+            driver.allocate(context, want),
+            driver.allocate(peer, want),
+          ]);
+          const peerStream = await driver.openStream(peer);
+          const receive = [
+            { do: "receive", address: there.address, bytes: MiB },
+            { do: "receive", address: at(there.address, MiB), bytes: 100 },
+          ] as const;
+          if (!isWhole) {
+            await driver.close(one);
+            const short = { signal: wait.signal, deadlineMs: 2_000 };
+            const waiting = driver
+              .exchange(peerStream, other, { moves: receive, wait: short })
+              .then(() => driver.finish(peerStream, short));
+            await assert.rejects(waiting, (error) => {
+              assert.ok(error instanceof RelightError);
+              return ["source_unreachable", "deadline_exceeded"].includes(error.code);
+            });
+            await driver.close(other);
+            return;
+          }
+          await driver.submit(stream, [
+            { do: "fill", to: here.address, byte: 7, bytes: MiB },
+            { do: "fill", to: at(here.address, MiB), byte: 9, bytes: MiB },
+          ]);
+          const send = receive.map(({ bytes }, index) => ({
+            do: "send" as const,
+            address: at(here.address, index * MiB),
+            bytes,
+          }));
+          await Promise.all([
+            driver.exchange(stream, one, { moves: send, wait }),
+            driver.exchange(peerStream, other, { moves: receive, wait }),
+          ]);
+          const from = { address: at(there.address, MiB - 1), bytes: 101 };
+          const seen = await driver.read(peerStream, from, wait);
+          assert.deepEqual(seen, new Uint8Array(101).fill(9).fill(7, 0, 1));
+          await Promise.all([
+            driver.exchange(peerStream, other, {
+              moves: [{ do: "send", address: there.address, bytes: 5 }],
+              wait,
+            }),
+            driver.exchange(stream, one, {
+              moves: [{ do: "receive", address: at(here.address, MiB), bytes: 5 }],
+              wait,
+            }),
+          ]);
+          const back = { address: at(here.address, MiB), bytes: 6 };
+          const seenBack = await driver.read(stream, back, wait);
+          assert.deepEqual(seenBack, Uint8Array.of(7, 7, 7, 7, 7, 9));
+        });
+      });
+    }
 
     test("empty commands and empty reads are nothing", async () => {
       await bench(async ({ driver, context, stream }) => {

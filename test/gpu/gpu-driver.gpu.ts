@@ -3,6 +3,11 @@
 
 import { CudaDriver } from "../../src/gpu/cuda.ts";
 import { gpuContract } from "../contracts/gpu.ts";
-import { gpuMissing } from "./gpu-present.ts";
+import { gpuMissing, nccl, ncclMissing } from "./gpu-present.ts";
 
-gpuContract({ backend: "cuda", skip: await gpuMissing(1), open: () => new CudaDriver() });
+gpuContract({
+  backend: "cuda",
+  skip: await gpuMissing(1),
+  pairSkip: await ncclMissing(),
+  open: () => new CudaDriver(nccl),
+});
