@@ -6,7 +6,7 @@
 // A message is 8 bytes (u32 body length, u32 descriptor count, little-endian), one byte for every 250
 // descriptors (each carries its share), then the body. python/relight/agent.py speaks the same.
 
-import { chmodSync, rmSync } from "node:fs";
+import { chmodSync, lstatSync, rmSync } from "node:fs";
 import { asRelightError, RelightError } from "../errors.ts";
 import { type Libc, libc, type Readiness, rewatch, type Watch, watch } from "./libc.ts";
 
@@ -53,18 +53,18 @@ export class DescriptorSocket implements Disposable {
     this.#poll = watch(file, toRead, (ready) => this.#onReady(ready));
   }
 
-  /** @throws source_unreachable when nobody listens there. */
+  /** @throws source_unreachable when nobody of this user listens there. */
   static connect(path: string): DescriptorSocket {
     const system = libc();
     const file = system.openSocket();
     const failure = system.connect(file, addressOf(path));
-    if (failure === 0) return new DescriptorSocket(file);
+    const isOwn = failure === 0 && system.peerUser(file) === process.getuid?.();
+    if (isOwn) return new DescriptorSocket(file);
     system.close(file);
-    throw new RelightError(
-      "source_unreachable",
-      `Cannot connect to "${path}": ${system.nameOf(failure)}`,
-      { details: { path } },
-    );
+    const why = failure === 0 ? "it belongs to another user" : system.nameOf(failure);
+    throw new RelightError("source_unreachable", `Cannot connect to "${path}": ${why}`, {
+      details: { path },
+    });
   }
 
   /** Resolves when the kernel has taken the message; descriptors may be closed after that. */
@@ -209,6 +209,7 @@ export class DescriptorListener implements Disposable {
     const system = libc();
     this.path = path;
     this.#file = system.openSocket();
+    removeDead(path);
     const failure = system.listen(this.#file, addressOf(path));
     if (failure !== 0) {
       system.close(this.#file);
@@ -239,6 +240,17 @@ export class DescriptorListener implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+/** The socket that a killed process leaves behind; one that somebody answers at stays. */
+function removeDead(path: string): void {
+  // A connection to what is no socket is refused as well, and that is somebody's file.
+  if (lstatSync(path, { throwIfNoEntry: false })?.isSocket() !== true) return;
+  const system = libc();
+  const file = system.openSocket();
+  const failure = system.connect(file, addressOf(path));
+  system.close(file);
+  if (failure !== 0 && system.nameOf(failure) === "ECONNREFUSED") rmSync(path, { force: true });
 }
 
 /** sockaddr_un. */
