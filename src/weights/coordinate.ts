@@ -39,3 +39,11 @@ export function coordinateKey(coordinate: Coordinate): string {
   const at = (one: { rank: number; size: number }) => `${one.rank}/${one.size}`;
   return `${role} tp${at(tensor)} pp${at(pipeline)} ep${at(expert)}`;
 }
+
+/** The same for people, without what there is only one of: "draft tp3". Empty for a whole model. */
+export function coordinateLabel(coordinate: Coordinate): string {
+  const axes = { tp: coordinate.tensor, pp: coordinate.pipeline, ep: coordinate.expert };
+  const split = Object.entries(axes).filter(([, { size }]) => size > 1);
+  const ranks = split.map(([name, { rank }]) => `${name}${rank}`);
+  return [...(coordinate.role === "draft" ? ["draft"] : []), ...ranks].join(" ");
+}

@@ -247,7 +247,13 @@ class Pull {
       failures.length === 0 ? "no_source" : "sources_exhausted",
       `Cannot load weights from a live replica: ${verified.size} of ${tensorCount} tensors ` +
         `verified, ${failures.length} failures, ${reason}`,
-      { details: { mutated: this.#isMutated, failures: failures.length } },
+      {
+        details: {
+          mutated: this.#isMutated,
+          failures: failures.length,
+          busy: failures.some(({ code }) => code === "source_busy"),
+        },
+      },
     );
   }
 

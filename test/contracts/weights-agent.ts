@@ -23,6 +23,8 @@ export interface AgentArguments {
   /** The fake's copy speed. */
   readonly bytesPerSecond?: number;
   readonly readersMax?: number;
+  /** How long a load comes back to busy sources; by default not at all. */
+  readonly busyMsMax?: number;
   readonly limits?: Partial<PullLimits>;
 }
 
@@ -56,7 +58,6 @@ export class TestAgent implements AsyncDisposable {
   readonly host: WeightHost;
   readonly #driver: GpuDriver;
   readonly #server: HandleServer;
-  readonly #peers: PeerSource[] = [];
 
   constructor(given: AgentArguments) {
     const driver = openDriver(given);
@@ -76,23 +77,30 @@ export class TestAgent implements AsyncDisposable {
       limits: { ...testLimits, ...given.limits },
       digestMsMax: 30_000,
       drainMsMax: 500,
-      sourcesFor: async (_key, hints) => hints.map((path) => this.#peer(path)),
+      loadMsMax: 120_000,
+      busyMsMax: given.busyMsMax ?? 0,
+      sourcesFor: async ({ hints }) => {
+        const peers = hints.map(peerAt);
+        return {
+          sources: peers,
+          [Symbol.dispose]: () => {
+            for (const peer of peers) peer[Symbol.dispose]();
+          },
+        };
+      },
     });
     this.#server = new HandleServer(given.socket, () => this.host.open());
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#server[Symbol.dispose]();
-    for (const peer of this.#peers) peer[Symbol.dispose]();
     await this.#driver[Symbol.asyncDispose]();
   }
+}
 
-  #peer(path: string): PeerSource {
-    const connect = () => HandleClient.connect(path);
-    const peer = new PeerSource({ name: path, connect, callMsMax: 2_000 });
-    this.#peers.push(peer);
-    return peer;
-  }
+function peerAt(path: string): PeerSource {
+  const connect = () => HandleClient.connect(path);
+  return new PeerSource({ name: path, connect, callMsMax: 2_000 });
 }
 
 if (import.meta.main) {

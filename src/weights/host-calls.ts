@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// What engines and other agents may say to a WeightHost, checked once before anything uses it.
+
+import { z } from "zod";
+import { RelightError } from "../errors.ts";
+
+const key = z.string().min(1).max(256);
+const ttlMs = z.number().int().min(1).max(3_600_000);
+const lease = z.number().int().min(1);
+const deviceUuid = z.string().min(1).max(128);
+const content = z.string().regex(/^[0-9a-f]{64}$/);
+
+export const calls = {
+  publish: z.strictObject({ layout: z.unknown(), deviceUuid }),
+  load: z.strictObject({
+    layout: z.unknown(),
+    deviceUuid,
+    /** Sources that the engine names itself. */
+    sources: z.array(z.string().min(1).max(1_024)).max(64),
+    content: content.nullable(),
+  }),
+  change: z.strictObject({ key }),
+  changed: z.strictObject({ key }),
+  withdraw: z.strictObject({ key }),
+  offer: z.strictObject({ key }),
+  claim: z.strictObject({ key, generation: z.number().int().min(1), ttlMs }),
+  renew: z.strictObject({ key, lease, ttlMs }),
+  release: z.strictObject({ key, lease }),
+};
+
+export type Arguments<Op extends keyof typeof calls> = z.infer<(typeof calls)[Op]>;
+
+/** @throws request_invalid */
+export function read<Op extends keyof typeof calls>(op: Op, args: unknown): Arguments<Op> {
+  const parsed = calls[op].safeParse(args);
+  // The schema that was looked up is the one of `op`; the union of all results loses that.
+  if (parsed.success) return parsed.data as Arguments<Op>;
+  const issue = parsed.error.issues[0];
+  throw new RelightError(
+    "request_invalid",
+    `Cannot read the call "${op}": ${issue?.path.join(".")} ${issue?.message}`,
+  );
+}

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+// One connection to the agent: an engine that publishes and loads, or another agent that reads. What was
+// published through it is withdrawn when it ends, and so are the leases, so a killed process withdraws
+// itself.
+
+import { asRelightError, RelightError } from "../errors.ts";
+import type { MemoryHandle } from "../gpu/driver.ts";
+import type { Clock } from "../platform/clock.ts";
+import { startDeadlineOn } from "../platform/deadline.ts";
+import { coordinateKey } from "./coordinate.ts";
+import { type Arguments, read } from "./host-calls.ts";
+import { beginChange, claim, drainMs, endChange, type Refusal, release, renew } from "./leases.ts";
+import { contentId, parseLayout, type WeightLayout, type WeightManifest } from "./manifest.ts";
+import type { Publication, PublicationEvents, Publications } from "./publications.ts";
+import { type DeviceParts, digestLayout, type EngineMemory } from "./publish.ts";
+import { type PullLimits, type PullReport, pullWeights } from "./pull.ts";
+import type { WeightSource } from "./source.ts";
+
+export interface WeightHostOptions {
+  readonly parts: DeviceParts & { readonly clock: Clock };
+  readonly readersMax: number;
+  readonly limits: PullLimits;
+  /** Longest time for digesting what is published. */
+  readonly digestMsMax: number;
+  /** Longest time for reading from sources. */
+  readonly loadMsMax: number;
+  /** Longest time that a load comes back to sources that are busy. */
+  readonly busyMsMax: number;
+  /** Longest time that a change of the weights waits for readers. */
+  readonly drainMsMax: number;
+  /**
+   * Where a target of this layout may read, best first; `hints` are what the engine named itself.
+   * @throws RelightError when nothing can be known of sources
+   */
+  readonly sourcesFor: (
+    want: { readonly layout: WeightLayout; readonly hints: readonly string[] },
+    signal: AbortSignal,
+  ) => Promise<FoundSources>;
+  /** For whoever announces what is offered here and keeps the ledger. None of them may throw. */
+  readonly events?: WeightEvents;
+}
+
+/** Disposing ends the connections that were made to them. */
+export interface FoundSources extends Disposable {
+  readonly sources: readonly WeightSource[];
+}
+
+export interface WeightEvents extends PublicationEvents {
+  /** An engine asks for weights; the returned function hears how that ended. */
+  readonly loading: (layout: WeightLayout) => (outcome: PullReport | RelightError) => void;
+}
+
+interface Call {
+  readonly op: string;
+  readonly args: unknown;
+  readonly handles: readonly MemoryHandle[];
+}
+
+interface Reply {
+  readonly value: unknown;
+  readonly handles: readonly MemoryHandle[];
+}
+
+/** An engine or an agent at the other end of one connection. */
+export class WeightSession {
+  readonly #publications: Publications;
+  readonly #options: WeightHostOptions;
+  readonly #held: { readonly key: string; readonly lease: number }[] = [];
+
+  constructor(publications: Publications, options: WeightHostOptions) {
+    this.#publications = publications;
+    this.#options = options;
+  }
+
+  async call({ op, args, handles }: Call, signal: AbortSignal): Promise<Reply> {
+    switch (op) {
+      case "publish":
+        return plain(await this.#publish(read("publish", args), handles, signal));
+      case "load":
+        return plain(await this.#load(read("load", args), handles, signal));
+      case "change":
+        return plain(
+          await this.#change(this.#publications.getOwn(read("change", args).key, this), signal),
+        );
+      case "changed":
+        return plain(
+          await this.#changed(this.#publications.getOwn(read("changed", args).key, this), signal),
+        );
+      case "withdraw":
+        this.#publications.getOwn(read("withdraw", args).key, this);
+        this.#publications.removeOf(this);
+        return plain({});
+      case "offer":
+        return plain(await this.#offer(read("offer", args).key, signal));
+      case "claim":
+        return this.#claim(read("claim", args));
+      case "renew":
+        return plain(this.#renew(read("renew", args)));
+      case "release":
+        this.#release(read("release", args));
+        return plain({});
+      default:
+        throw new RelightError("request_invalid", `Cannot do "${op.slice(0, 64)}": it is no call`);
+    }
+  }
+
+  end(): void {
+    this.#publications.removeOf(this);
+    // Whoever waits for the end of a change that will not end learns that the source is gone.
+    this.#settle();
+    for (const one of this.#held.splice(0)) this.#release(one);
+  }
+
+  async #publish(
+    args: Arguments<"publish">,
+    handles: readonly MemoryHandle[],
+    signal: AbortSignal,
+  ) {
+    const layout = parseLayout(args.layout);
+    const memory = engineMemory(args.deviceUuid, layout, handles);
+    const { manifest, costBytes } = await this.#digest({ layout, memory }, 1, signal);
+    const name = this.#publications.add({ owner: this, memory, manifest });
+    return { key: name, generation: manifest.generation, content: contentId(manifest), costBytes };
+  }
+
+  async #load(
+    args: Arguments<"load">,
+    handles: readonly MemoryHandle[],
+    signal: AbortSignal,
+  ): Promise<object> {
+    const target = parseLayout(args.layout);
+    const memory = engineMemory(args.deviceUuid, target, handles);
+    const ended = this.#options.events?.loading(target);
+    try {
+      const report = await this.#pull({ target, memory, args }, signal);
+      ended?.(report);
+      return { ...this.#offerOn({ target, memory, report }), ...told(report) };
+    } catch (cause) {
+      const error = asRelightError(cause);
+      ended?.(error);
+      throw error;
+    }
+  }
+
+  /** Where sources are busy it comes back, and then there may be others: every target becomes one. */
+  async #pull(
+    job: {
+      readonly target: WeightLayout;
+      readonly memory: EngineMemory;
+      readonly args: Arguments<"load">;
+    },
+    signal: AbortSignal,
+  ): Promise<PullReport> {
+    const { parts, limits, sourcesFor, loadMsMax, busyMsMax } = this.#options;
+    const { target, memory, args } = job;
+    const until = parts.clock.monotonicMs() + busyMsMax;
+    for (let waitMs = waitMsMin; ; waitMs = Math.min(2 * waitMs, waitMsMax)) {
+      using found = await sourcesFor({ layout: target, hints: args.sources }, signal);
+      try {
+        const { sources } = found;
+        const what = "loading weights from a live replica";
+        using deadline = startDeadlineOn(parts.clock, { what, ms: loadMsMax, parent: signal });
+        const pull = { target, memory, sources, content: args.content, limits };
+        return await pullWeights(parts, pull, deadline.signal);
+      } catch (cause) {
+        const error = asRelightError(cause);
+        const isWorthWaiting = error.details["busy"] === true;
+        if (!isWorthWaiting || parts.clock.monotonicMs() + waitMs >= until) throw error;
+      }
+      await parts.clock.sleep(waitMs, signal);
+    }
+  }
+
+  /** Verified: from here on this replica is a source like any other, unless another one is. */
+  #offerOn(loaded: {
+    readonly target: WeightLayout;
+    readonly memory: EngineMemory;
+    readonly report: PullReport;
+  }) {
+    const { target, memory, report } = loaded;
+    const manifest = ownManifest(target, report);
+    const name = coordinateKey(target.coordinate);
+    const offer = { key: name, generation: manifest.generation };
+    try {
+      this.#publications.add({ owner: this, memory, manifest });
+      return { ...offer, isOffered: true };
+    } catch {
+      // The weights are there and right; that a sibling of this part offers them already costs nothing.
+      return { ...offer, isOffered: false };
+    }
+  }
+
+  async #change(publication: Publication, signal: AbortSignal) {
+    const { clock } = this.#options.parts;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    publication.leases = beginChange(publication.leases);
+    this.#publications.withhold(publication);
+    publication.settled = promise;
+    this.#settle = resolve;
+    const until = clock.monotonicMs() + this.#options.drainMsMax;
+    for (;;) {
+      const now = clock.monotonicMs();
+      const leftMs = Math.min(drainMs(publication.leases, now), until - now);
+      if (leftMs <= 0) break;
+      await clock.sleep(Math.min(leftMs, drainStepMs), signal);
+    }
+    // Who still reads after the deadline reads torn tensors, and its digests tell it so.
+    const readers = publication.leases.leases.length;
+    return { generation: publication.leases.generation, readers };
+  }
+
+  async #changed(publication: Publication, signal: AbortSignal) {
+    const { generation } = publication.leases;
+    const { manifest: layout, memory } = publication;
+    const { manifest } = await this.#digest({ layout, memory }, generation, signal);
+    publication.leases = endChange(publication.leases);
+    this.#settle();
+    this.#publications.renew(publication, manifest);
+    return { generation, content: contentId(manifest) };
+  }
+
+  async #offer(name: string, signal: AbortSignal): Promise<WeightManifest> {
+    const publication = this.#publications.get(name);
+    await Promise.race([publication.settled, aborted(signal)]);
+    return this.#publications.get(name).manifest;
+  }
+
+  #claim(args: Arguments<"claim">): Reply {
+    const publication = this.#publications.get(args.key);
+    const now = this.#options.parts.clock.monotonicMs();
+    const [leases, granted] = claim(publication.leases, args, now);
+    publication.leases = leases;
+    if (typeof granted === "string") throw refused(granted, args.key);
+    this.#held.push({ key: args.key, lease: granted.id });
+    return { value: { lease: granted.id }, handles: publication.memory.handles };
+  }
+
+  #renew(args: Arguments<"renew">) {
+    const publication = this.#publications.get(args.key);
+    const now = this.#options.parts.clock.monotonicMs();
+    const want = { id: args.lease, ttlMs: args.ttlMs };
+    const [leases, granted] = renew(publication.leases, want, now);
+    publication.leases = leases;
+    if (typeof granted === "string") throw refused(granted, args.key);
+    return { generation: granted.generation };
+  }
+
+  #release(args: { readonly key: string; readonly lease: number }): void {
+    try {
+      const publication = this.#publications.get(args.key);
+      publication.leases = release(publication.leases, args.lease);
+    } catch {
+      // The publication is gone, and its leases with it.
+    }
+  }
+
+  async #digest(
+    what: { readonly layout: WeightLayout; readonly memory: EngineMemory },
+    generation: number,
+    signal: AbortSignal,
+  ) {
+    const wait = { signal, deadlineMs: this.#options.digestMsMax };
+    return await digestLayout(this.#options.parts, what, { generation, wait });
+  }
+
+  #settle: () => void = () => undefined;
+}
+
+const drainStepMs = 5;
+/** First wait for a source with too many readers, and the longest; each is twice the one before. */
+const waitMsMin = 50;
+const waitMsMax = 1_000;
+
+/** What the engine hears of its load. */
+function told({ manifest: _, ...report }: PullReport) {
+  return report;
+}
+
+function plain(value: unknown): Reply {
+  return { value, handles: [] };
+}
+
+function engineMemory(
+  uuid: string,
+  layout: WeightLayout,
+  handles: readonly MemoryHandle[],
+): EngineMemory {
+  layout.allocations.forEach(({ bytes }, index) => {
+    const handle = handles[index];
+    const mapped = handle === undefined ? 0 : handleBytes(handle);
+    if (mapped >= bytes && handles.length === layout.allocations.length) return;
+    throw new RelightError(
+      "request_invalid",
+      `Cannot use ${handles.length} handles for ${layout.allocations.length} allocations: ` +
+        `allocation ${index} has ${bytes} bytes, its handle ${mapped}`,
+    );
+  });
+  return { deviceUuid: uuid, handles };
+}
+
+function handleBytes(handle: MemoryHandle): number {
+  if (handle.kind === "ipc") return handle.bytes;
+  return handle.pieces.reduce((sum, piece) => sum + piece.bytes, 0);
+}
+
+/** The target's own places with the digests that it has verified, in its order of tensors. */
+function ownManifest(target: WeightLayout, { manifest }: PullReport): WeightManifest {
+  const byName = new Map(
+    manifest.tensors.map(({ name }, index) => [name, manifest.digests[index]]),
+  );
+  const digests = target.tensors.map(({ name }) => byName.get(name) ?? null);
+  return { ...target, generation: 1, digests };
+}
+
+function refused(refusal: Refusal, name: string): RelightError {
+  const why = {
+    source_busy: "as many readers as it admits are reading",
+    generation_changed: "its weights have changed or are changing",
+    source_gone: "the lease has run out",
+  }[refusal];
+  return new RelightError(refusal, `Cannot read "${name}": ${why}`, { details: { key: name } });
+}
+
+async function aborted(signal: AbortSignal): Promise<never> {
+  return await new Promise((_, reject) => {
+    const stop = () => reject(new RelightError("cancelled", "Cannot wait: the caller has gone"));
+    if (signal.aborted) stop();
+    else signal.addEventListener("abort", stop, { once: true });
+  });
+}
