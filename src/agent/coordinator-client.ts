@@ -15,9 +15,11 @@ import { asRelightError, RelightError } from "../errors.ts";
 import {
   type ListSourcesRequestSchema,
   P2pService,
+  type SourceIdentity,
   type SourceIdentitySchema,
   type SourceInstanceRef,
   SourceStatus,
+  type TensorDescriptor,
 } from "../protocol/gen/p2p_pb.ts";
 import {
   Coordinator,
@@ -67,6 +69,8 @@ export interface Publication {
   readonly status: "initializing" | "ready";
   readonly workerRank?: number;
   readonly accelerator?: string;
+  /** Of live weights. */
+  readonly tensors?: readonly TensorDescriptor[];
 }
 
 export interface BootReport {
@@ -126,6 +130,11 @@ export interface CoordinatorClient extends AsyncDisposable {
     filter: MessageInitShape<typeof ListSourcesRequestSchema>,
     signal: AbortSignal,
   ): Promise<readonly SourceInstanceRef[]>;
+  /** Under which identity a worker has published; null when it has not. */
+  identityOf(
+    worker: { readonly sourceId: string; readonly workerId: string },
+    signal: AbortSignal,
+  ): Promise<SourceIdentity | null>;
 }
 
 export interface ConnectOptions {
@@ -217,6 +226,7 @@ class GrpcCoordinatorClient implements CoordinatorClient {
       workerRank,
       accelerator,
       endpoints: [...publication.endpoints],
+      tensors: [...(publication.tensors ?? [])],
       status: status === "ready" ? SourceStatus.READY : SourceStatus.INITIALIZING,
       artifact: {
         ...artifact,
@@ -288,6 +298,15 @@ class GrpcCoordinatorClient implements CoordinatorClient {
   ): Promise<readonly SourceInstanceRef[]> {
     const { instances } = await this.#unary(P2pService.method.listSources, filter, signal);
     return instances;
+  }
+
+  async identityOf(
+    { sourceId, workerId }: { readonly sourceId: string; readonly workerId: string },
+    signal: AbortSignal,
+  ): Promise<SourceIdentity | null> {
+    const request = { mxSourceId: sourceId, workerId };
+    const { identity } = await this.#unary(P2pService.method.getMetadata, request, signal);
+    return identity ?? null;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

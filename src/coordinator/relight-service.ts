@@ -7,7 +7,9 @@ import type { ServerDuplexStream, ServerWritableStream } from "@grpc/grpc-js";
 import { asRelightError, RelightError } from "../errors.ts";
 import {
   ArtifactSourceMetadataSchema,
+  MxSourceType,
   PublishMetadataRequestSchema,
+  TensorSourceMetadataSchema,
   SourceStatus as WireStatus,
   WorkerMetadataSchema,
 } from "../protocol/gen/p2p_pb.ts";
@@ -42,7 +44,7 @@ import {
 } from "../protocol/gen/relight_pb.ts";
 import { limits } from "../protocol/limits.ts";
 import { sourceIdOf } from "../protocol/source-id.ts";
-import type { Boot, SourceHead } from "../store/store.ts";
+import type { Boot, Offer, SourceHead } from "../store/store.ts";
 import { type Access, type Admitted, mustBeAllowed, openAccess } from "./access.ts";
 import { storeBudget } from "./budget.ts";
 import { headOf } from "./p2p-messages.ts";
@@ -58,6 +60,7 @@ import {
   checkName,
   checkOffer,
   checkSourceId,
+  checkTensors,
   checkText,
 } from "./validate.ts";
 import type { SourceEvent } from "./watchers.ts";
@@ -101,15 +104,7 @@ export class RelightService {
       workerRank: request.workerRank,
       accelerator: checkText("accelerator", request.accelerator, limits.nameLengthMax),
       status: request.status,
-      sourcePayload: {
-        case: "artifactSource",
-        value: create(ArtifactSourceMetadataSchema, {
-          artifactId: offer.artifactId,
-          totalSize: BigInt(offer.totalBytes),
-          fileCount: offer.fileCount,
-          chunkCount: offer.pieceCount,
-        }),
-      },
+      sourcePayload: payloadOf(request, offer),
     });
     const sessionId = checkName("session_id", request.sessionId);
     const publisher = by?.uri ?? null;
@@ -296,6 +291,23 @@ export class RelightService {
     const value = foundMessage(event.head, this.#registry.readersOf(event.head));
     return create(WatchEventSchema, { kind: { case: event.type, value } });
   }
+}
+
+/** What ModelExpress's GetMetadata shows of it. */
+function payloadOf({ identity, tensors }: PublishRequest, offer: Offer) {
+  if (identity?.mxSourceType === MxSourceType.WEIGHTS) {
+    const value = create(TensorSourceMetadataSchema, {
+      tensors: [...checkTensors("tensors", tensors)],
+    });
+    return { case: "tensorSource", value } as const;
+  }
+  const value = create(ArtifactSourceMetadataSchema, {
+    artifactId: offer.artifactId,
+    totalSize: BigInt(offer.totalBytes),
+    fileCount: offer.fileCount,
+    chunkCount: offer.pieceCount,
+  });
+  return { case: "artifactSource", value } as const;
 }
 
 function publishedStatus(status: WireStatus): "initializing" | "ready" {

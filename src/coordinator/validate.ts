@@ -3,7 +3,7 @@
 // breaks a limit (protocol/limits.ts) or a form is refused whole, naming the field.
 
 import { RelightError } from "../errors.ts";
-import type { SourceIdentity } from "../protocol/gen/p2p_pb.ts";
+import type { SourceIdentity, TensorDescriptor } from "../protocol/gen/p2p_pb.ts";
 import type { Artifact, BootReport } from "../protocol/gen/relight_pb.ts";
 import { limits } from "../protocol/limits.ts";
 import { isSourceId } from "../protocol/source-id.ts";
@@ -124,16 +124,39 @@ function checkEndpoints(endpoints: readonly string[]): readonly string[] {
   return endpoints.map((endpoint, index) => checkEndpoint(`endpoints[${index}]`, endpoint));
 }
 
-/** http://host:port without credentials, query or fragment: other agents will connect to it. */
+/**
+ * http://host:port without credentials, query or fragment: other agents will connect to it. Or
+ * unix://BOOT-ID/path, which agents of that machine connect to.
+ */
 export function checkEndpoint(field: string, endpoint: string): string {
   checkText(field, endpoint, limits.nameLengthMax);
   const url = URL.canParse(endpoint)
     ? new URL(endpoint)
     : refuse(field, "malformed", "http://host:port");
   const isHttp = url.protocol === "http:" || url.protocol === "https:";
+  const isSocket = url.protocol === "unix:" && url.host !== "" && url.pathname.length > 1;
   const isPlain =
     url.username === "" && url.password === "" && url.search === "" && url.hash === "";
-  return isHttp && isPlain ? endpoint : refuse(field, "of another form", "http://host:port");
+  return (isHttp || isSocket) && isPlain
+    ? endpoint
+    : refuse(field, "of another form", "http://host:port");
+}
+
+/** @throws RelightError `request_invalid` naming the first that is malformed. */
+export function checkTensors(
+  field: string,
+  tensors: readonly TensorDescriptor[],
+): readonly TensorDescriptor[] {
+  const { tensorsMax, textLengthMax, nameLengthMax } = limits;
+  if (tensors.length > tensorsMax)
+    refuse(field, `${tensors.length} entries`, `at most ${tensorsMax}`);
+  for (const [index, { name, size, dtype }] of tensors.entries()) {
+    if (name === "") refuse(`${field}[${index}].name`, "empty", "a name");
+    checkText(`${field}[${index}].name`, name, textLengthMax);
+    checkText(`${field}[${index}].dtype`, dtype, nameLengthMax);
+    checkCount(`${field}[${index}].size`, size);
+  }
+  return tensors;
 }
 
 export function checkLimit(

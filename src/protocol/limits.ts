@@ -15,6 +15,7 @@ export const limits = {
   identitiesMax: 64,
   endpointsMax: 16,
   baseArtifactsMax: 64,
+  tensorsMax: 500_000,
   findLimitMax: 256,
   findLimitDefault: 8,
   bootBytesMax: 1 * MiB,

@@ -275,6 +275,7 @@ export class SimClient implements CoordinatorClient {
   reportBoot = unused;
   listBoots = unused;
   listSources = unused;
+  identityOf = unused;
 
   async [Symbol.asyncDispose](): Promise<void> {}
 
