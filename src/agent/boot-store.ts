@@ -57,7 +57,8 @@ function readBoot(file: string): BootRecord | null {
     const record = JSON.parse(
       readSmall(file, recordBytesMax)?.toString("utf8") ?? "null",
     ) as BootRecord | null;
-    return record?.format === bootFormat ? record : null;
+    // Records of older versions know no weights.
+    return record?.format === bootFormat ? { ...record, weights: record.weights ?? [] } : null;
   } catch {
     // One damaged record must not hide the others; the caller counts it.
     return null;

@@ -45,6 +45,10 @@ export function toStatementIdentity({ facts, extra }: Identity): Record<string, 
   );
 }
 
+export function frameworkNumber(name: string | undefined): BackendFramework {
+  return frameworks[name ?? ""] ?? BackendFramework.UNKNOWN;
+}
+
 export function toSourceIdentity({ family, sourceType, facts, extra }: Identity): SourceIdentity {
   const rest = Object.entries(facts).filter(([name]) => !ownFields.has(name));
   return create(SourceIdentitySchema, {
@@ -55,7 +59,7 @@ export function toSourceIdentity({ family, sourceType, facts, extra }: Identity)
       MxSourceType.TORCH_COMPILE_CACHE,
     // ListSources takes an empty name for "any model", so an unknown model has a name too.
     modelName: facts.model ?? "-",
-    backendFramework: frameworks[facts.framework ?? ""] ?? BackendFramework.UNKNOWN,
+    backendFramework: frameworkNumber(facts.framework),
     tensorParallelSize: Number(facts.tp ?? 0),
     pipelineParallelSize: Number(facts.pp ?? 0),
     expertParallelSize: Number(facts.ep ?? 0),

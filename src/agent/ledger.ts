@@ -54,6 +54,30 @@ export interface CacheRecord {
   published: { artifactId: string; files: number; bytes: number } | null;
 }
 
+/** Of one part of the model, as one worker of the engine asked for it. */
+export interface WeightRecord {
+  /** Role and ranks. */
+  readonly part: string;
+  /** `loading`: from live replicas, under way. `cold`: the engine has them from elsewhere. */
+  state: "loading" | "loaded" | "cold";
+  code: Code | null;
+  reason: string | null;
+  tensors: number;
+  bytes: number;
+  /** Copying and verifying; null when nothing was copied. */
+  copyMs: number | null;
+  /** Names the values, whoever they came from; null when they came from no live replica. */
+  content: string | null;
+  /** Which gave verified tensors, in order. */
+  sources: string[];
+  /** Which did not, and why. */
+  failures: { source: string; code: Code; message: string }[];
+  /** GPU memory that the agent took meanwhile; null when it could not be read. */
+  costBytes: number | null;
+  /** What others may read here now; null when nothing. */
+  offered: { content: string; generation: number } | null;
+}
+
 export interface BootRecord {
   readonly format: typeof bootFormat;
   readonly bootId: string;
@@ -76,6 +100,7 @@ export interface BootRecord {
   reason: string | null;
   readonly phases: Phase[];
   readonly caches: CacheRecord[];
+  readonly weights: WeightRecord[];
 }
 
 export class Ledger {
@@ -110,6 +135,7 @@ export class Ledger {
       reason: null,
       phases: [],
       caches: [],
+      weights: [],
     };
   }
 
@@ -161,6 +187,27 @@ export class Ledger {
     return cache;
   }
 
+  weights(part: string): WeightRecord {
+    const known = this.record.weights.find((one) => one.part === part);
+    if (known !== undefined) return known;
+    const weights: WeightRecord = {
+      part,
+      state: "cold",
+      code: null,
+      reason: null,
+      tensors: 0,
+      bytes: 0,
+      copyMs: null,
+      content: null,
+      sources: [],
+      failures: [],
+      costBytes: null,
+      offered: null,
+    };
+    this.record.weights.push(weights);
+    return weights;
+  }
+
   /** Records why something starts cold, in the cache when it is one cache's reason. */
   cold(where: Pick<CacheRecord, "code" | "reason">, thrown: unknown): void {
     const error = asRelightError(thrown);
@@ -169,11 +216,17 @@ export class Ledger {
   }
 }
 
-/** Warm: every cache that peers had was installed. Partial: some. Cold: none. */
+/** Warm: everything that peers had was taken from them. Partial: some of it. Cold: nothing. */
 export function outcomeOf(record: BootRecord): "warm" | "partial" | "cold" {
-  const warm = record.caches.filter((cache) => cache.state !== "cold").length;
-  if (warm === 0) return "cold";
-  return record.caches.some((cache) => cache.state === "cold" && cache.code !== "no_source")
-    ? "partial"
-    : "warm";
+  const isCold = (one: { state: string }) => one.state === "cold" || one.state === "loading";
+  // What an engine never asked peers for is neither.
+  const weights = record.weights.filter((one) => one.state !== "cold" || one.code !== null);
+  const all = [...record.caches, ...weights];
+  if (all.every(isCold)) return "cold";
+  return all.some((one) => isCold(one) && one.code !== "no_source") ? "partial" : "warm";
+}
+
+/** Why the boot, or else the first part of it that is not warm, is not; null when nothing is. */
+export function firstCodeOf({ code, caches, weights }: BootRecord): Code | null {
+  return code ?? [...caches, ...weights].find((one) => one.code !== null)?.code ?? null;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The agent's composition root: the only file of agent/ that names implementations of the ports.
+// The agent's composition root: with open-weights.ts, which is loaded only where weights are asked for,
+// the only file of agent/ that names implementations of the ports.
 
 import type { Sealer } from "../artifacts/sealer.ts";
 import { startSealer } from "../artifacts/sealer.ts";
@@ -16,6 +17,7 @@ import { connectCoordinator } from "./coordinator-client.ts";
 import { type Membership, type MembershipSettings, openMembership } from "./membership.ts";
 import { NodeLink } from "./node-link.ts";
 import { openTrust, type TrustSettings } from "./open-trust.ts";
+import type { WeightParts, WeightSettings } from "./open-weights.ts";
 import type { ArtifactTrust } from "./trust.ts";
 
 export interface AgentSettings {
@@ -33,6 +35,8 @@ export interface AgentSettings {
   readonly connectMsMax: number;
   readonly trust: TrustSettings;
   readonly membership: MembershipSettings;
+  /** Null: no weights are handed over. */
+  readonly weights: WeightSettings | null;
 }
 
 export interface AgentParts extends AsyncDisposable {
@@ -42,6 +46,7 @@ export interface AgentParts extends AsyncDisposable {
   readonly sealer: Sealer;
   readonly claim: ClaimCache;
   readonly trust: ArtifactTrust;
+  readonly weights: WeightParts | null;
   readonly clock: Clock;
   readonly random: () => number;
 }
@@ -106,6 +111,7 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
     sealer,
     claim: claimCache,
     trust,
+    weights: await openWeights(settings),
     clock: systemClock,
     random: Math.random,
     [Symbol.asyncDispose]: async () => {
@@ -114,6 +120,12 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
       await Promise.all([server, fetcher, sealer].map((part) => part[Symbol.asyncDispose]()));
     },
   };
+}
+
+async function openWeights({ weights }: AgentSettings): Promise<WeightParts | null> {
+  if (weights === null) return null;
+  const { openWeightParts } = await import("./open-weights.ts");
+  return openWeightParts(weights, systemClock);
 }
 
 async function openAgentTrust({ trust, nodeId }: AgentSettings, log: Log): Promise<ArtifactTrust> {

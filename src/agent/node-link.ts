@@ -10,7 +10,7 @@ import { asRelightError } from "../errors.ts";
 import type { Log } from "../observe/log.ts";
 import type { Clock } from "../platform/clock.ts";
 import { type Deadline, startDeadlineOn } from "../platform/deadline.ts";
-import type { SourceIdentity } from "../protocol/gen/p2p_pb.ts";
+import { type SourceIdentity, SourceStatus } from "../protocol/gen/p2p_pb.ts";
 import { sourceIdOf } from "../protocol/source-id.ts";
 import type { PieceServer } from "../transport/transport.ts";
 import type { CoordinatorClient, FoundSource, Publication, Session } from "./coordinator-client.ts";
@@ -20,6 +20,9 @@ import type { Announce, Retract } from "./relay.ts";
 const retryMs = 2_000;
 const readersMs = 1_000;
 const goodbyeMsMax = 2_000;
+/** Of sources that do not fit, so many are looked at, and so many asked why. */
+const listedMax = 128;
+const othersMax = 8;
 
 export interface NodeLinkOptions {
   readonly client: CoordinatorClient;
@@ -35,7 +38,7 @@ export interface NodeLinkOptions {
   readonly onPolicy?: (envelope: Buffer) => void;
 }
 
-/** What is said about a family, under whichever session. */
+/** What is said about a family of caches or a part of the weights, under whichever session. */
 type Offered = Omit<Publication, "sessionId" | "identity"> & {
   readonly identity: SourceIdentity;
 };
@@ -51,6 +54,7 @@ export class NodeLink implements AsyncDisposable {
   readonly #turns = new Map<string, Promise<void>>();
   #session: Session | null = null;
   #background: Promise<void> | null = null;
+  readonly #identified = Promise.withResolvers<Facts>();
   #identity: { facts: Facts; extra: Readonly<Record<string, string>> } | null = null;
 
   constructor(options: NodeLinkOptions) {
@@ -60,6 +64,7 @@ export class NodeLink implements AsyncDisposable {
   /** What this replica shares with others; before it is known nothing can be found or announced. */
   identify(facts: Facts, extra: Readonly<Record<string, string>>): void {
     this.#identity = { facts, extra };
+    this.#identified.resolve(facts);
   }
 
   /** Opens the session now or, when that fails, keeps trying in the background. */
@@ -67,24 +72,59 @@ export class NodeLink implements AsyncDisposable {
     this.#background ??= this.#keepSession();
   }
 
+  /** Resolves once it is known what this replica is. */
+  get identified(): Promise<Facts> {
+    return this.#identified.promise;
+  }
+
   /** @throws RelightError `coordinator_unreachable` and others of the client. */
   async find(
     families: readonly Family[],
     signal: AbortSignal,
   ): Promise<readonly (readonly FoundSource[])[]> {
-    const identities = families.map((family) => this.#wireIdentity(family));
-    return this.#options.client.find(
-      identities,
-      { excludeWorkerId: this.#options.workerId, limit: 16 },
+    return this.findAll(
+      families.map((family) => this.#wireIdentity(family)),
       signal,
     );
   }
 
+  /** Sources by identity, in order. @throws RelightError as `find`. */
+  async findAll(
+    identities: readonly SourceIdentity[],
+    signal: AbortSignal,
+  ): Promise<readonly (readonly FoundSource[])[]> {
+    const { client, workerId: excludeWorkerId } = this.#options;
+    return await client.find(identities, { excludeWorkerId, limit: 16 }, signal);
+  }
+
+  /** Under which a few ready sources of a model's weights publish. @throws RelightError as `find`. */
+  async weightIdentitiesOf(model: string, signal: AbortSignal): Promise<readonly SourceIdentity[]> {
+    const { client } = this.#options;
+    const filter = { modelNameFilter: model, statusFilter: SourceStatus.READY, limit: listedMax };
+    const refs = await client.listSources(filter, signal);
+    const weights = refs.filter(({ layoutSignature }) => layoutSignature !== undefined);
+    const found = weights
+      .slice(0, othersMax)
+      .map(({ mxSourceId: sourceId, workerId }) =>
+        client.identityOf({ sourceId, workerId }, signal),
+      );
+    return (await Promise.all(found)).filter((identity) => identity !== null);
+  }
+
+  /** Offers something under a name of this agent's own until it is taken back; the newest counts. */
+  async offer(name: string, offer: Omit<Offered, "workerId">): Promise<void> {
+    this.#offers.set(name, { ...offer, workerId: this.#options.workerId });
+    await this.#say(name);
+  }
+
+  takeBack(name: string): void {
+    if (!this.#offers.delete(name)) return;
+    this.#say(name).catch((thrown: unknown) => this.#warn(thrown));
+  }
+
   readonly announce: Announce = async ({ family, manifest, isComplete }) => {
-    const { workerId, endpoint } = this.#options;
-    this.#offers.set(family.name, {
+    await this.offer(family.name, {
       identity: this.#wireIdentity(family),
-      workerId,
       artifact: {
         artifactId: manifest.artifactId,
         family: family.name,
@@ -93,18 +133,16 @@ export class NodeLink implements AsyncDisposable {
         pieceCount: listPieces(manifest).length,
         baseArtifactIds: [],
       },
-      endpoints: [endpoint],
+      endpoints: [this.#options.endpoint],
       complete: isComplete,
       status: "ready",
     });
-    await this.#say(family.name);
   };
 
   /** Nobody is sent here for the artifact any more, unless something newer was announced since. */
   readonly retract: Retract = ({ family, artifactId }) => {
     if (this.#offers.get(family.name)?.artifact.artifactId !== artifactId) return;
-    this.#offers.delete(family.name);
-    this.#say(family.name).catch((thrown: unknown) => this.#warn(thrown));
+    this.takeBack(family.name);
   };
 
   /** Says goodbye: from now on nobody is sent here. Idempotent. */

@@ -18,6 +18,7 @@ import {
 } from "./engine.ts";
 import { Ledger, outcomeOf } from "./ledger.ts";
 import { type CacheParts, type CacheSettings, ReplicaCaches } from "./replica-caches.ts";
+import { openReplicaWeights, type WeightHoldings } from "./replica-weights.ts";
 
 export interface RunSettings extends CacheSettings {
   readonly nodeId: string;
@@ -27,9 +28,11 @@ export interface RunSettings extends CacheSettings {
   readonly healthMsMax: number;
 }
 
+export type RunParts = CacheParts & WeightHoldings;
+
 interface RunOptions {
   readonly settings: RunSettings;
-  readonly parts: CacheParts;
+  readonly parts: RunParts;
 }
 
 /** @returns the engine's exit code. @throws RelightError `engine_start_failed`, `config_invalid`. */
@@ -45,7 +48,7 @@ class Run {
   readonly #command: readonly string[];
   readonly #env: Environment;
   readonly #settings: RunSettings;
-  readonly #parts: CacheParts;
+  readonly #parts: RunParts;
   readonly #ledger: Ledger;
   readonly #caches: ReplicaCaches;
 
@@ -70,8 +73,14 @@ class Run {
   async run(): Promise<number> {
     const { record } = this.#ledger;
     await this.#caches.prepare(this.#settings.isInstalling);
+    await using weights = openReplicaWeights(this.#parts, {
+      ledger: this.#ledger,
+      settings: this.#settings,
+      onChange: () => void this.#keepRecord(),
+    });
     const start = this.#ledger.startPhase("engine");
-    using engine = await startEngine(this.#command, this.#env);
+    const env = weights === null ? this.#env : { ...this.#env, ...weights.environment };
+    using engine = await startEngine(this.#command, env);
     record.engineStartedMs = this.#ledger.elapsedMs();
     // Asked to stop, the engine drains for a while; nobody should be sent here any more.
     engine.stopping.addEventListener("abort", () => void this.#parts.link.withdraw(), {

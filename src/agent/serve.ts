@@ -5,10 +5,11 @@
 import type { Environment } from "../artifacts/family.ts";
 import { type BootRecord, Ledger } from "./ledger.ts";
 import { type CacheParts, type CacheSettings, ReplicaCaches } from "./replica-caches.ts";
+import { openReplicaWeights, type WeightHoldings } from "./replica-weights.ts";
 
 interface ServeOptions {
   readonly settings: CacheSettings;
-  readonly parts: CacheParts;
+  readonly parts: CacheParts & WeightHoldings;
   readonly nodeId: string;
 }
 
@@ -18,7 +19,11 @@ export async function serveCaches(
   options: ServeOptions & { isInstalling: boolean },
   stop: AbortSignal,
 ): Promise<void> {
-  const { caches } = openCaches(env, options);
+  const { caches, ledger } = openCaches(env, options);
+  const { parts, settings } = options;
+  const onChange = () => {};
+  await using weights = openReplicaWeights(parts, { ledger, settings, onChange });
+  if (weights !== null) parts.narrator.say(`engines hand over weights at ${weights.socket}`);
   await caches.prepare(options.isInstalling);
   await caches
     .publishUntil(stop, async () => {})

@@ -4,7 +4,13 @@
 
 import { count, formatBytes, formatMs } from "../core/units.ts";
 import { type Code, codes } from "../errors.ts";
-import { type BootRecord, type CacheRecord, outcomeOf, type Phase } from "./ledger.ts";
+import {
+  type BootRecord,
+  type CacheRecord,
+  outcomeOf,
+  type Phase,
+  type WeightRecord,
+} from "./ledger.ts";
 
 const barWidth = 40;
 
@@ -16,7 +22,8 @@ export function drawWaterfall(record: BootRecord): string {
     const failure = phase.code === null ? "" : `  ${phase.code}`;
     return `  ${phase.name.padEnd(nameWidth)} |${drawBar(phase, endMs)}| ${time.padStart(7)}${failure}`;
   });
-  return [drawHead(record), ...lines, ...record.caches.map(drawCache)].join("\n");
+  const caches = record.caches.map(drawCache);
+  return [drawHead(record), ...lines, ...caches, ...record.weights.map(drawWeights)].join("\n");
 }
 
 /** Sentences, the most important first. `earlier` are other boots of this node, newest first. */
@@ -26,6 +33,7 @@ export function explainBoot(record: BootRecord, earlier: readonly BootRecord[]):
     ...explainTrust(record),
     ...explainCode(record.code, record.reason),
     ...record.caches.flatMap(explainCache),
+    ...record.weights.flatMap(explainWeights),
     ...explainSlowest(record),
     ...(record.unknownFacts.length === 0
       ? []
@@ -80,6 +88,18 @@ function drawCache(cache: CacheRecord): string {
     ...(cache.retries === 0 ? [] : [`${cache.retries} retried`]),
   ];
   return `  ${cache.family}: ${cache.state}${cache.code === null ? "" : ` (${cache.code})`}; ${parts.join(", ")}`;
+}
+
+function drawWeights(weights: WeightRecord): string {
+  const { part, state, code, tensors, bytes, copyMs, offered } = weights;
+  const parts = [
+    count(tensors, "tensor"),
+    ...(copyMs === null
+      ? []
+      : [`${formatBytes(bytes)} copied and verified in ${formatMs(copyMs)}`]),
+    ...(offered === null ? [] : [`offered as generation ${offered.generation}`]),
+  ];
+  return `  weights ${part}: ${state}${code === null ? "" : ` (${code})`}; ${parts.join(", ")}`;
 }
 
 function hitText(hit: number | null, installed: number): string {
@@ -142,6 +162,23 @@ function explainCache(cache: CacheRecord): string[] {
       `${cache.family}: ${hits.compiledAnyway} compiled anyway; the next replica gets them as a delta.`,
     );
   }
+  return sentences;
+}
+
+function explainWeights(weights: WeightRecord): string[] {
+  const { part, state, code, reason, bytes, copyMs, sources, failures } = weights;
+  const sentences = failures.map(
+    (failure) =>
+      `weights ${part}: source ${failure.source} was given up (${failure.code}): ${failure.message}.`,
+  );
+  if (state === "loaded")
+    sentences.unshift(
+      `The ${part} weights came from ${count(sources.length, "live replica")}: ${formatBytes(bytes)} in ${formatMs(copyMs ?? 0)}, every tensor verified.`,
+    );
+  if (code !== null)
+    sentences.unshift(
+      `The ${part} weights did not come from a live replica: ${reason}. ${codes[code].next}`,
+    );
   return sentences;
 }
 

@@ -5,6 +5,7 @@ import { randomBytes } from "node:crypto";
 import os from "node:os";
 import type { AgentSettings } from "../agent/main.ts";
 import type { TrustSettings } from "../agent/open-trust.ts";
+import type { WeightSettings } from "../agent/open-weights.ts";
 import type { RunSettings } from "../agent/run.ts";
 import { formatAddress } from "../config/kinds.ts";
 import type { Config } from "../config/schema.ts";
@@ -24,6 +25,19 @@ export function agentSettings(config: Config): AgentSettings {
     connectMsMax: config["agent.connect_timeout"],
     trust: trustSettings(config),
     membership: { files: tlsFiles(config), join: config["trust.join"] },
+    weights: config["run.weights"] ? weightSettings(config) : null,
+  };
+}
+
+function weightSettings(config: Config): WeightSettings {
+  return {
+    socket: config["agent.socket"],
+    readersMax: config["weights.readers_max"],
+    loadMsMax: config["weights.load_budget"],
+    busyMsMax: config["weights.busy_budget"],
+    callMsMax: config["agent.connect_timeout"],
+    silenceMsMax: config["agent.silence_max"],
+    pretendGpu: config["weights.pretend_gpu"],
   };
 }
 

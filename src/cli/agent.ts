@@ -8,7 +8,7 @@ import { defineCommand } from "./command.ts";
 import { terminalNarrator } from "./narrate.ts";
 
 export const command = defineCommand({
-  settings: ["agent", "run", "coordinator", "trust", "state", "log"],
+  settings: ["agent", "run", "weights", "coordinator", "trust", "state", "log"],
   shortGroups: ["agent", "run"],
   run: async ({ config, environment, output, log, signal }) => {
     const agent = agentSettings(config);

@@ -2,7 +2,7 @@
 // `relight boot list`: this node's starts, newest first.
 
 import { readBoots } from "../agent/boot-store.ts";
-import { outcomeOf } from "../agent/ledger.ts";
+import { firstCodeOf, outcomeOf } from "../agent/ledger.ts";
 import { integer } from "../config/kinds.ts";
 import { formatMs } from "../core/units.ts";
 import { defineCommand } from "./command.ts";
@@ -20,7 +20,7 @@ export const command = defineCommand({
       model: boot.model,
       outcome: outcomeOf(boot),
       healthyMs: boot.healthyMs,
-      code: boot.code ?? boot.caches.find((cache) => cache.code !== null)?.code ?? null,
+      code: firstCodeOf(boot),
     }));
     if (unreadable > 0) output.note(`${unreadable} records cannot be read and are left out`);
     output.result({ boots: rows, unreadable }, () =>

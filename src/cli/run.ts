@@ -8,7 +8,7 @@ import { defineCommand } from "./command.ts";
 import { terminalNarrator } from "./narrate.ts";
 
 export const command = defineCommand({
-  settings: ["run", "agent", "coordinator", "trust", "state", "log"],
+  settings: ["run", "weights", "agent", "coordinator", "trust", "state", "log"],
   shortGroups: ["run"],
   takesWords: true,
   handlesSignals: true,

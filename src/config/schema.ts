@@ -113,6 +113,36 @@ export const schema = {
     about: "Longest wait for a connection to a peer or to the coordinator.",
   }),
 
+  "agent.socket": path({
+    fallback: null,
+    about:
+      "Unix socket, mode 0600, at which engines hand over their weights. Without it each process takes one in a private folder and tells its engine in RELIGHT_AGENT_SOCKET.",
+  }),
+
+  "weights.readers_max": integer({
+    fallback: "4",
+    min: 1,
+    max: 1_024,
+    about: "Replicas that read one engine's weights at once; the next ones wait or ask others.",
+  }),
+  "weights.load_budget": duration({
+    fallback: "2min",
+    minMs: secondMs,
+    maxMs: hourMs,
+    about:
+      "Longest time for reading weights from live replicas; past it the engine loads from disk.",
+  }),
+  "weights.busy_budget": duration({
+    fallback: "30s",
+    minMs: 0,
+    maxMs: hourMs,
+    about: "How long a load comes back while all sources have as many readers as they admit.",
+  }),
+  "weights.pretend_gpu": path({
+    fallback: null,
+    about: "For trials without a GPU: a directory whose files stand for GPU memory.",
+  }),
+
   "run.model": text({ fallback: "", about: `Model that the engine serves. ${unknown}` }),
   "run.revision": text({ fallback: "", about: `Revision of the model. ${unknown}` }),
   "run.tp": integer({
@@ -198,6 +228,11 @@ export const schema = {
   "run.install": boolean({
     fallback: "true",
     about: "Install what others offer before the start.",
+  }),
+  "run.weights": boolean({
+    fallback: "false",
+    about:
+      "Hand over weights from GPU to GPU: an engine with Relight's loader takes them from live replicas of this machine and gives its own.",
   }),
   "run.node_id": text({
     fallback: null,

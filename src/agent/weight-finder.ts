@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a target's weights can be read now: what the engine names itself, then what the coordinator
+// offers under the same identity. Whom this agent cannot reach is left out with a reason; when nobody is
+// left, the answer says what keeps those apart that serve the same model.
+
+import type { Facts } from "../artifacts/family.ts";
+import { asRelightError, RelightError } from "../errors.ts";
+import type { SourceIdentity } from "../protocol/gen/p2p_pb.ts";
+import type { FoundSources } from "../weights/host-session.ts";
+import type { WeightLayout } from "../weights/manifest.ts";
+import type { WeightSource } from "../weights/source.ts";
+import type { FoundSource } from "./coordinator-client.ts";
+import { identityDifference, weightIdentity } from "./weight-identity.ts";
+
+/** A source that a load may use and then closes. */
+export type OpenSource = WeightSource & Disposable;
+
+export interface WeightFinderParts {
+  readonly link: {
+    readonly identified: Promise<Facts>;
+    findAll(
+      identities: readonly SourceIdentity[],
+      signal: AbortSignal,
+    ): Promise<readonly (readonly FoundSource[])[]>;
+    weightIdentitiesOf(model: string, signal: AbortSignal): Promise<readonly SourceIdentity[]>;
+  };
+  /** Null for an endpoint that leads nowhere from here, such as a socket of another machine. */
+  readonly openSource: (endpoint: string) => OpenSource | null;
+}
+
+/**
+ * @throws RelightError of the coordinator when the engine has named nobody: unknown is not "none".
+ *   `layout_mismatch` when only others serve this model; `no_source` when nobody does.
+ */
+export async function findWeightSources(
+  { link, openSource }: WeightFinderParts,
+  { layout, hints }: { readonly layout: WeightLayout; readonly hints: readonly string[] },
+  signal: AbortSignal,
+): Promise<FoundSources> {
+  const named = hints.map((hint) => ({ endpoint: hint, isNamed: true }));
+  const asked = await askCoordinator(link, layout, signal).catch((thrown: unknown) => {
+    if (named.length === 0) throw thrown;
+    return [];
+  });
+  const endpoints = [
+    ...named,
+    ...asked
+      .flatMap((source) => source.endpoints)
+      .map((endpoint) => ({ endpoint, isNamed: false })),
+  ];
+  const sources: OpenSource[] = [];
+  const seen = new Set<string>();
+  for (const { endpoint, isNamed } of endpoints) {
+    if (seen.has(endpoint)) continue;
+    seen.add(endpoint);
+    const source = openSource(endpoint);
+    if (source !== null) sources.push(source);
+    else if (isNamed) sources.push(nowhere(endpoint));
+  }
+  if (sources.length === 0) throw await nobody(link, { layout, found: asked.length }, signal);
+  return {
+    sources,
+    [Symbol.dispose]: () => {
+      for (const source of sources) source[Symbol.dispose]();
+    },
+  };
+}
+
+async function askCoordinator(
+  link: WeightFinderParts["link"],
+  layout: WeightLayout,
+  signal: AbortSignal,
+): Promise<readonly FoundSource[]> {
+  const identity = weightIdentity(layout, await within(link.identified, signal));
+  return (await link.findAll([identity], signal))[0] ?? [];
+}
+
+/** One that was named and leads nowhere costs an entry in the ledger, not silence. */
+function nowhere(endpoint: string): OpenSource {
+  const refuse = () =>
+    Promise.reject(
+      new RelightError(
+        "source_unreachable",
+        `Cannot read weights from "${endpoint}": wanted a socket of an agent on this machine`,
+      ),
+    );
+  return { name: endpoint, offer: refuse, claim: refuse, [Symbol.dispose]: () => {} };
+}
+
+async function nobody(
+  link: WeightFinderParts["link"],
+  { layout, found }: { readonly layout: WeightLayout; readonly found: number },
+  signal: AbortSignal,
+): Promise<RelightError> {
+  if (found > 0) {
+    return new RelightError(
+      "no_source",
+      `Cannot load weights from a live replica: ${found} serve them on other machines, wanted one on this machine`,
+    );
+  }
+  const want = weightIdentity(layout, await within(link.identified, signal));
+  const others = await othersOf(link, layout.model, signal);
+  const differences = others.map((other) => identityDifference(other, want));
+  const difference = differences.find((one) => one !== null);
+  return difference == null
+    ? new RelightError(
+        "no_source",
+        `Cannot load weights from a live replica: none serves "${layout.model}"`,
+      )
+    : new RelightError(
+        "layout_mismatch",
+        `Cannot take weights from ${others.length} live sources of "${layout.model}": of the nearest, ${difference}`,
+      );
+}
+
+/** Why is worth knowing, and not worth failing for. */
+async function othersOf(
+  link: WeightFinderParts["link"],
+  model: string,
+  signal: AbortSignal,
+): Promise<readonly SourceIdentity[]> {
+  try {
+    return await link.weightIdentitiesOf(model, signal);
+  } catch (thrown) {
+    if (asRelightError(thrown).code === "cancelled") throw thrown;
+    return [];
+  }
+}
+
+/** @throws the signal's reason when it fires first */
+async function within<Value>(promise: Promise<Value>, signal: AbortSignal): Promise<Value> {
+  signal.throwIfAborted();
+  const { promise: stopped, reject } = Promise.withResolvers<never>();
+  const stop = () => reject(signal.reason);
+  signal.addEventListener("abort", stop, { once: true });
+  return await Promise.race([promise, stopped]).finally(() =>
+    signal.removeEventListener("abort", stop),
+  );
+}
