@@ -15,6 +15,7 @@ import type {
   GpuContext,
   GpuDevice,
   GpuMemory,
+  GpuSlots,
   GraphHandle,
   Handle,
   HostHandle,
@@ -25,6 +26,7 @@ import type {
   PairHandle,
   PairMove,
   Sharing,
+  SlotsHandle,
   StreamHandle,
   Wait,
 } from "./driver.ts";
@@ -36,10 +38,15 @@ import { type MemoryUse, openMemoryUse } from "./nvml.ts";
 import type { PackedCommand } from "./packed-copies.ts";
 import {
   createMapping,
+  emptySlot,
   exportMapping,
+  fillSlot,
   importMapping,
   type Mapping,
   releaseMapping,
+  releaseSlots,
+  reserveSlots,
+  type SlotRange,
 } from "./vmm.ts";
 import { checkWait } from "./wait.ts";
 
@@ -57,6 +64,7 @@ type Entry =
       raw: bigint;
     }
   | { kind: "memory"; owner: number; address: bigint; bytes: number; held: Held }
+  | { kind: "slots"; owner: number; range: SlotRange }
   | { kind: "stream"; owner: number; raw: bigint }
   | { kind: "event"; owner: number; raw: bigint }
   | { kind: "module"; owner: number; raw: bigint }
@@ -160,6 +168,29 @@ export class CudaCore {
     const reserved = Uint8Array.from(handle.handle);
     const address = this.#cuda.out64("cuIpcOpenMemHandle_v2", { reserved }, lazyPeerAccess);
     return this.#hold(context, address, handle.bytes, { how: "opened" });
+  }
+
+  reserveSlots(context: ContextHandle, want: { count: number; slotBytes: number }): GpuSlots {
+    const { device } = this.#use(context);
+    const range = reserveSlots(this.#cuda, device, want);
+    const id = this.#handles.add({ kind: "slots", owner: context, range });
+    const { slotBytes } = range;
+    return { id, address: range.address as DevicePtr, count: want.count, slotBytes };
+  }
+
+  fillSlot(slots: SlotsHandle, index: number, handle: MemoryHandle): void {
+    const { owner, range } = this.#handles.get(slots, "slots");
+    this.#use(owner as ContextHandle);
+    if (handle.kind !== "descriptor") {
+      throw new RelightError("request_invalid", "Cannot map an ipc handle into a slot");
+    }
+    fillSlot(this.#cuda, range, index, handle.pieces);
+  }
+
+  emptySlot(slots: SlotsHandle, index: number): void {
+    const { owner, range } = this.#handles.get(slots, "slots");
+    this.#use(owner as ContextHandle);
+    emptySlot(this.#cuda, range, index);
   }
 
   reachPeer(context: ContextHandle, peer: ContextHandle): boolean {
@@ -440,6 +471,9 @@ export class CudaCore {
         if (entry.held.how === "mapped") releaseMapping(cuda, entry.held.mapping);
         else if (entry.held.how === "opened") cuda.result("cuIpcCloseMemHandle", entry.address);
         else cuda.result("cuMemFree_v2", entry.address);
+        return;
+      case "slots":
+        releaseSlots(cuda, entry.range);
         return;
       case "stream":
         cuda.result("cuStreamDestroy_v2", entry.raw);

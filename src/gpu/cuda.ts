@@ -21,6 +21,7 @@ import type {
   PairHandle,
   PairMove,
   Sharing,
+  SlotsHandle,
   StreamHandle,
   Wait,
 } from "./driver.ts";
@@ -70,6 +71,18 @@ export class CudaDriver implements GpuDriver {
 
   importMemory(context: ContextHandle, handle: MemoryHandle) {
     return this.#call("importMemory", context, handle);
+  }
+
+  reserveSlots(context: ContextHandle, want: { count: number; slotBytes: number }) {
+    return this.#call("reserveSlots", context, want);
+  }
+
+  fillSlot(slots: SlotsHandle, index: number, handle: MemoryHandle) {
+    return this.#call("fillSlot", slots, index, handle);
+  }
+
+  emptySlot(slots: SlotsHandle, index: number) {
+    return this.#call("emptySlot", slots, index);
   }
 
   reachPeer(context: ContextHandle, peer: ContextHandle) {

@@ -22,6 +22,7 @@ export type GraphHandle = Handle<"graph">;
 export type HostHandle = Handle<"host">;
 /** One end of a pair of GPUs that send to one another, on this or on two machines. */
 export type PairHandle = Handle<"pair">;
+export type SlotsHandle = Handle<"slots">;
 
 export interface GpuDevice {
   readonly ordinal: number;
@@ -80,6 +81,19 @@ export type MemoryHandle =
       /** Open files of this process, mapped one behind the other. The receiver closes them. */
       readonly pieces: readonly { readonly descriptor: number; readonly bytes: number }[];
     };
+
+/**
+ * Places of equal size behind each other, for memory of other processes that comes and goes. An address
+ * in a slot never changes and is always mapped: an empty slot is a sink, where stores end and loads mean
+ * nothing.
+ */
+export interface GpuSlots {
+  readonly id: SlotsHandle;
+  readonly address: DevicePtr;
+  readonly count: number;
+  /** From one slot to the next: at least what was asked for. */
+  readonly slotBytes: number;
+}
 
 export type Dim3 = readonly [number, number, number];
 
@@ -176,6 +190,21 @@ export interface GpuDriver extends AsyncDisposable {
    * @throws device_handle_invalid when the exporter is gone or the bytes are no handle.
    */
   importMemory(context: ContextHandle, handle: MemoryHandle): Promise<GpuMemory>;
+
+  reserveSlots(
+    context: ContextHandle,
+    want: { readonly count: number; readonly slotBytes: number },
+  ): Promise<GpuSlots>;
+
+  /**
+   * Maps memory of another process into an empty slot. Descriptors stay the caller's to close. Other
+   * slots stay reachable meanwhile, also for kernels that run.
+   * @throws device_handle_invalid, request_invalid (the slot is taken, or the memory too large for it)
+   */
+  fillSlot(slots: SlotsHandle, index: number, handle: MemoryHandle): Promise<void>;
+
+  /** Makes a slot a sink again. What may still reach into it must be done. Emptying twice is nothing. */
+  emptySlot(slots: SlotsHandle, index: number): Promise<void>;
 
   /** Lets kernels of `context` reach memory of another device of this process. False: no such link. */
   reachPeer(context: ContextHandle, peer: ContextHandle): Promise<boolean>;

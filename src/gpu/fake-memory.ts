@@ -6,18 +6,20 @@
 import { randomBytes } from "node:crypto";
 import { closeSync, ftruncateSync, openSync, readSync, rmSync, statSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { RelightError } from "../errors.ts";
+import { assert, RelightError } from "../errors.ts";
 import type { DevicePtr, MemoryHandle, Sharing } from "./driver.ts";
 
-/** One file, or several mapped one behind the other. */
+interface Piece {
+  readonly file: number;
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+/** One file, or several mapped one behind the other; slots change theirs. */
 interface Range {
   readonly base: bigint;
   readonly bytes: number;
-  readonly pieces: readonly {
-    readonly file: number;
-    readonly offset: number;
-    readonly bytes: number;
-  }[];
+  pieces: readonly Piece[];
   /** The name that others open it by; only for `ipc` memory that this process created. */
   readonly path: string | null;
 }
@@ -70,6 +72,49 @@ export class FakeMemory {
         { cause },
       );
     }
+  }
+
+  /** Slots that are all sinks: files without a name, as large as they need to be and no larger on disk. */
+  reserveSlots(count: number, slotBytes: number): FakeSlots {
+    const sinks = Array.from({ length: count }, () => this.create(slotBytes, "private"));
+    for (const sink of sinks) this.#ranges.delete(sink.base / spacing);
+    const pieces = sinks.map((sink, index) => ({
+      file: fileOf(sink),
+      offset: index * slotBytes,
+      bytes: slotBytes,
+    }));
+    const range = this.#add({ bytes: count * slotBytes, pieces, path: null });
+    return { range, slotBytes, sinks: pieces.map(({ file }) => file) };
+  }
+
+  /** @throws request_invalid, device_handle_invalid */
+  fillSlot(slots: FakeSlots, index: number, handle: MemoryHandle): void {
+    const { range, slotBytes } = slots;
+    const isEmpty = range.pieces[index]?.file === slots.sinks[index];
+    const bytes = handle.kind === "ipc" ? handle.bytes : sumBytes(handle.pieces);
+    if (index >= slots.sinks.length || !isEmpty || bytes > slotBytes || handle.kind === "ipc") {
+      throw new RelightError(
+        "request_invalid",
+        `Cannot map ${bytes} bytes into slot ${index} of ${slotBytes}: it is taken or does not fit`,
+      );
+    }
+    const imported = this.import(handle);
+    this.#ranges.delete(imported.base / spacing);
+    const place = { file: fileOf(imported), offset: index * slotBytes, bytes };
+    range.pieces = range.pieces.map((piece, other) => (other === index ? place : piece));
+  }
+
+  emptySlot({ range, sinks, slotBytes }: FakeSlots, index: number): void {
+    const [piece, sink] = [range.pieces[index], sinks[index]];
+    if (piece === undefined || sink === undefined || piece.file === sink) return;
+    closeSync(piece.file);
+    const place = { file: sink, offset: index * slotBytes, bytes: slotBytes };
+    range.pieces = range.pieces.map((other, at) => (at === index ? place : other));
+  }
+
+  releaseSlots(slots: FakeSlots): void {
+    for (const index of slots.sinks.keys()) this.emptySlot(slots, index);
+    this.release(slots.range);
   }
 
   release(range: Range): void {
@@ -143,3 +188,21 @@ export class FakeMemory {
 }
 
 export type FakeRange = Range;
+
+export interface FakeSlots {
+  readonly range: FakeRange;
+  readonly slotBytes: number;
+  /** One file for each slot. */
+  readonly sinks: readonly number[];
+}
+
+/** Memory for a slot is one file: that is how this fake exports it. */
+function fileOf(range: Range): number {
+  const [piece] = range.pieces;
+  assert(piece !== undefined && range.pieces.length === 1, "one allocation is one file");
+  return piece.file;
+}
+
+function sumBytes(pieces: readonly { readonly bytes: number }[]): number {
+  return pieces.reduce((sum, { bytes }) => sum + bytes, 0);
+}

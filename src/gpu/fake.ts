@@ -18,6 +18,7 @@ import {
   type GpuDevice,
   type GpuDriver,
   type GpuMemory,
+  type GpuSlots,
   type GraphHandle,
   type Handle,
   type HostMemory,
@@ -29,10 +30,11 @@ import {
   type PairHandle,
   type PairMove,
   type Sharing,
+  type SlotsHandle,
   type StreamHandle,
   type Wait,
 } from "./driver.ts";
-import { FakeMemory, type FakeRange } from "./fake-memory.ts";
+import { FakeMemory, type FakeRange, type FakeSlots } from "./fake-memory.ts";
 import { FakePair, fakePairId } from "./fake-pair.ts";
 import { HandleTable } from "./handles.ts";
 import { sharedHostBytes } from "./host-memory.ts";
@@ -44,10 +46,11 @@ export interface FakeReach {
   write(address: DevicePtr, bytes: Uint8Array): void;
 }
 
+/** One that waits for other processes gives the event loop its turns and ends by itself. */
 export type FakeKernel = (
   memory: FakeReach,
   launch: { readonly grid: Dim3; readonly block: Dim3; readonly params: readonly KernelParam[] },
-) => void;
+) => void | Promise<void>;
 
 export interface FakeOptions {
   /** Where the memory's files lie; processes that share memory name the same. */
@@ -84,6 +87,7 @@ type Step =
 type Entry =
   | { kind: "context"; owner: null; ordinal: number }
   | { kind: "memory"; owner: number; range: FakeRange; counted: number; exportable: boolean }
+  | { kind: "slots"; owner: number; slots: FakeSlots }
   | { kind: "stream"; owner: number; stream: Stream }
   | { kind: "event"; owner: number; state: EventState }
   | { kind: "module"; owner: number; names: ReadonlySet<string> }
@@ -175,6 +179,24 @@ export class FakeDriver implements GpuDriver {
   async importMemory(context: ContextHandle, handle: MemoryHandle): Promise<GpuMemory> {
     this.#handles.get(context, "context");
     return this.#hold(context, this.#memory.import(handle), 0, handle.kind === "descriptor");
+  }
+
+  async reserveSlots(
+    context: ContextHandle,
+    { count, slotBytes }: { count: number; slotBytes: number },
+  ): Promise<GpuSlots> {
+    this.#handles.get(context, "context");
+    const slots = this.#memory.reserveSlots(count, slotBytes);
+    const id = this.#handles.add({ kind: "slots", owner: context, slots });
+    return { id, address: slots.range.base as DevicePtr, count, slotBytes };
+  }
+
+  async fillSlot(slots: SlotsHandle, index: number, handle: MemoryHandle): Promise<void> {
+    this.#memory.fillSlot(this.#handles.get(slots, "slots").slots, index, handle);
+  }
+
+  async emptySlot(slots: SlotsHandle, index: number): Promise<void> {
+    this.#memory.emptySlot(this.#handles.get(slots, "slots").slots, index);
   }
 
   async reachPeer(context: ContextHandle, peer: ContextHandle): Promise<boolean> {
@@ -310,6 +332,7 @@ export class FakeDriver implements GpuDriver {
     for (const entry of this.#handles.take(handle)) {
       if (entry.kind === "memory") this.#memory.release(entry.range);
       if (entry.kind === "pair") entry.pair.close();
+      if (entry.kind === "slots") this.#memory.releaseSlots(entry.slots);
       if (entry.kind !== "stream") continue;
       entry.stream.isClosed = true;
       entry.stream.queue.length = 0;
@@ -402,7 +425,7 @@ export class FakeDriver implements GpuDriver {
         while (command.state.reached < command.record && !stream.isClosed) await pause(1);
         break;
       case "launch":
-        this.#handles.get(command.kernel, "kernel").run(this.#memory, command);
+        await this.#handles.get(command.kernel, "kernel").run(this.#memory, command);
         break;
       case "graph":
         throw new InvariantError("a graph was taken apart as it was submitted");

@@ -489,6 +489,43 @@ export function gpuContract({ open, backend, skip, pairSkip }: GpuContractOption
       });
     }
 
+    test("a slot keeps its address, holds one memory at a time and is a sink when empty", async () => {
+      await bench(async (bench) => {
+        const { driver, context, stream } = bench;
+        await using other = await Exporter.start(backend, "descriptor", bench);
+        const want = { count: 3, slotBytes: exportedBytes };
+        const slots = await driver.reserveSlots(context, want);
+        assert.ok(slots.slotBytes >= exportedBytes && slots.count === 3);
+        const place = at(slots.address, slots.slotBytes);
+        const store = { do: "fill", to: place, byte: 7, bytes: exportedBytes } as const;
+        await driver.submit(stream, [store]);
+        await driver.finish(stream, wait);
+        await driver.fillSlot(slots.id, 1, other.handle);
+        const seen = async () =>
+          await driver.read(stream, { address: at(place, exportedBytes - 4), bytes: 4 }, wait);
+        assert.deepEqual([...(await seen())], [0x5a, 0x5a, 0x5a, 0x5a]);
+        await rejects(driver.fillSlot(slots.id, 1, other.handle), "request_invalid");
+        await rejects(driver.fillSlot(slots.id, 3, other.handle), "request_invalid");
+        await other.kill();
+        assert.deepEqual([...(await seen())], [0x5a, 0x5a, 0x5a, 0x5a]);
+        const kept = await driver.importMemory(context, other.handle);
+        await driver.emptySlot(slots.id, 1);
+        await driver.emptySlot(slots.id, 1);
+        await driver.submit(stream, [store]);
+        const last = at(kept.address, exportedBytes - 4);
+        const mine = await driver.read(stream, { address: last, bytes: 4 }, wait);
+        assert.deepEqual(
+          [...mine],
+          [0x5a, 0x5a, 0x5a, 0x5a],
+          "a store into an empty slot ends there",
+        );
+        await driver.fillSlot(slots.id, 1, other.handle);
+        assert.deepEqual([...(await seen())], [0x5a, 0x5a, 0x5a, 0x5a]);
+        await driver.close(slots.id);
+        await rejects(driver.emptySlot(slots.id, 1), "handle_closed");
+      });
+    });
+
     test("an ipc handle of a process that is gone is device_handle_invalid", async () => {
       await bench(async (bench) => {
         const { driver, context } = bench;
