@@ -2,6 +2,10 @@
 // Defines the rows that dispatch sends: bf16 as it is, or e4m3 with one scale for each 128 channels.
 // Every intermediate is rounded to f32 exactly where the kernel rounds it.
 
+import { fromBf16, toBf16 } from "../../src/core/bf16.ts";
+
+export { fromBf16, toBf16 };
+
 export type RowFormat = "bf16" | "fp8" | "fp8_pow2" | "fp8_ue8m0";
 
 /** One token as it travels. `scales` are f32 bit patterns, or exponent bytes for fp8_ue8m0. */
@@ -47,17 +51,6 @@ function scaleFor(magnitude: number, format: RowFormat): { multiply: number; sto
   const bits = bitsOf(inverse);
   const exponent = Math.min(254, (bits >>> 23) + ((bits & 0x7fffff) !== 0 ? 1 : 0));
   return { multiply: ofBits((254 - exponent) << 23), stored: ofBits(exponent << 23) };
-}
-
-/** bf16 bit pattern to its value. */
-export function fromBf16(bits: number): number {
-  return ofBits(bits << 16);
-}
-
-/** f32 or f64 to the nearest bf16, ties to even. */
-export function toBf16(value: number): number {
-  const bits = bitsOf(Math.fround(value));
-  return ((bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16) & 0xffff;
 }
 
 /** Nearest e4m3, ties to even; beyond 448 it is 448. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prints what device/layout.cuh computes, on the host, for kernels/reference/layout.test.ts:
+// Prints what device/layout.cuh computes, on the host, for src/gpu/ep-layout.test.ts:
 //   nvcc -std=c++17 -I kernels/include kernels/test/layout_vectors.cu -o /tmp/layout && /tmp/layout
 
 #include <relight/device/layout.cuh>

@@ -6,7 +6,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { z } from "zod";
-import { epLayout } from "./layout.ts";
+import { epLayout } from "./ep-layout.ts";
 
 const vectors = z
   .array(
@@ -27,7 +27,9 @@ const vectors = z
       row_stride: z.number(),
     }),
   )
-  .parse(JSON.parse(readFileSync(new URL("../test/layout.json", import.meta.url), "utf8")));
+  .parse(
+    JSON.parse(readFileSync(new URL("../../kernels/test/layout.json", import.meta.url), "utf8")),
+  );
 
 for (const vector of vectors) {
   test(`epLayout() agrees with layout.cuh for ${vector.config.join(", ")}`, () => {

@@ -81,7 +81,7 @@ __host__ __device__ constexpr uint32_t count_words(uint32_t local_experts) {
 }
 
 // Fills the offsets of `s`; returns nothing that the caller must free. Sizes land in window_need and
-// scratch_need. kernels/reference/layout.ts computes the same.
+// scratch_need. src/gpu/ep-layout.ts computes the same.
 __host__ __device__ inline void lay_out(State* s, uint64_t* window_need, uint64_t* scratch_need) {
     const uint64_t slices = uint64_t(s->parities) * s->ranks_max;
     const uint64_t rows = slices * s->tokens_max;
