@@ -30,6 +30,15 @@ function candidate(artifactId: string, overrides: Partial<Candidate> = {}): Cand
 }
 
 describe("candidates", () => {
+  test("candidatesOf() leaves out what is no artifact's id, and what nobody asked for so many of", () => {
+    const { artifact } = found();
+    const named = ["../../etc/passwd", "a\r\nX: y", "", "A".repeat(64)].map((artifactId) =>
+      found({ artifact: { ...artifact, artifactId } }),
+    );
+    assert.deepEqual(candidatesOf(named), []);
+    assert.equal(candidatesOf(Array.from({ length: 10_000 }, () => found())).length, 64);
+  });
+
   test("candidatesOf() leaves out a source without an endpoint and takes the first of several", () => {
     const sources = [found({ endpoints: [] }), found({ endpoints: ["http://b:1", "http://c:1"] })];
     assert.deepEqual(

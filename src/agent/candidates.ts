@@ -2,10 +2,13 @@
 // What a target makes of the coordinator's answer: which artifacts are worth a look, in which order,
 // and from whom. Pure; used when a cache is warmed and again whenever a running pull asks for more.
 
+import { isHex32 } from "../core/digest.ts";
 import type { FoundSource } from "./coordinator-client.ts";
 
 /** Distinct artifacts that one boot takes a look at; the largest come first. */
 const artifactsMax = 4;
+/** More than a target asks for: what a coordinator names beyond that is not looked at. */
+const sourcesMax = 64;
 
 /** What the coordinator told about one source. */
 export interface Candidate {
@@ -20,8 +23,10 @@ export interface ArtifactSources {
   readonly sources: readonly Candidate[];
 }
 
+/** What is no artifact's id is left out: it would become part of a request to somebody else. */
 export function candidatesOf(found: readonly FoundSource[]): Candidate[] {
-  return found.flatMap(({ artifact, endpoints, complete }) =>
+  const named = found.slice(0, sourcesMax).filter(({ artifact }) => isHex32(artifact.artifactId));
+  return named.flatMap(({ artifact, endpoints, complete }) =>
     endpoints.slice(0, 1).map((endpoint) => ({
       artifactId: artifact.artifactId,
       endpoint,
