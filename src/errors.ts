@@ -521,6 +521,14 @@ export const codes = {
     means: "A certificate does not prove what it is used for.",
     next: "The message names the first offence; enrol again, or correct the pinned authority.",
   },
+  certificate_revoked: {
+    blame: "remote",
+    retry: "elsewhere",
+    http: 403,
+    exit: 80,
+    means: "A certificate's key was revoked by the fleet's policy.",
+    next: "It stays out; on a machine that is to come back remove `member-key.pem` and join with a new token.",
+  },
   token_invalid: {
     blame: "caller",
     retry: "never",

@@ -13,6 +13,7 @@ const passed = new Set<Code>([
   "deadline_exceeded",
   "token_invalid",
   "unauthenticated",
+  "certificate_revoked",
   "role_denied",
 ]);
 

@@ -21,10 +21,14 @@ interface Asked {
   readonly envelope: Buffer;
 }
 
+/** Who joins has no policy yet. */
+const nobody: ReadonlySet<string> = new Set();
+
 /** @param authority SHA-256 of the fleet's authority, as the token names it. */
 export async function askAsStranger(asked: Asked, authority: string): Promise<EnrolResponse> {
   const { certificate, trustDomain } = await meetCoordinator(asked, authority);
-  const believed = { privateKeyPem: Buffer.alloc(0), chain: [], authorities: [certificate] };
+  const authorities = [certificate];
+  const believed = { privateKeyPem: Buffer.alloc(0), chain: [], authorities, revokedKeys: nobody };
   const wanted = coordinatorUri(trustDomain);
   const context = createSecureContext({
     ca: writeCertificatePem(certificate.der),

@@ -64,6 +64,8 @@ export interface TrustSummary {
 
 export interface ArtifactTrust {
   readonly summary: TrustSummary;
+  /** Ids of keys that count no more, for signatures and for certificates. */
+  readonly revokedKeys: ReadonlySet<string>;
   /** Takes notice of a newer policy. What goes wrong with that is told once, and the present one stays. */
   refresh(signal: AbortSignal): Promise<void>;
   /** A policy that the coordinator carries. @throws RelightError why it is not taken. */
@@ -96,6 +98,7 @@ export function subjectOf(
 /** Anything that a peer of the same identity offers is installed: digests, paths and structure only. */
 export const insecureTrust: ArtifactTrust = {
   summary: { mode: "insecure", policyVersion: null, keyId: null },
+  revokedKeys: new Set(),
   refresh: async () => {},
   offer: async () => {},
   grant: async ({ fetcher, at, subject }, signal) => {
@@ -143,6 +146,10 @@ export class ClosedTrust implements ArtifactTrust {
     const { keeper, signer } = this.#options;
     const policyVersion = keeper.policy?.version ?? null;
     return { mode: "closed", policyVersion, keyId: signer.publicKey.keyId };
+  }
+
+  get revokedKeys(): ReadonlySet<string> {
+    return this.#options.keeper.policy?.revokedKeys ?? new Set();
   }
 
   refresh(signal: AbortSignal): Promise<void> {
@@ -259,6 +266,7 @@ export function brokenTrust(failure: RelightError): ArtifactTrust {
   };
   return {
     summary: { mode: "closed", policyVersion: null, keyId: null },
+    revokedKeys: new Set(),
     refresh: async () => {},
     offer: async () => {},
     grant: async () => refuse(),

@@ -19,6 +19,8 @@ export interface Presented {
 /** A caller whose role allows the call. */
 export interface Admitted {
   readonly caller: Caller;
+  /** Of the key that the caller proved; null for a bearer token. */
+  readonly keyId: string | null;
   /** What is told to others about records of this caller. */
   readonly uri: string;
 }
@@ -26,7 +28,8 @@ export interface Admitted {
 export interface Access {
   /**
    * Null where nobody has to prove anything.
-   * @throws RelightError `unauthenticated`, `certificate_invalid`, `token_invalid`, `role_denied`.
+   * @throws RelightError `unauthenticated`, `certificate_invalid`, `certificate_revoked`,
+   *   `token_invalid`, `role_denied`.
    */
   admit(presented: Presented, call: Call): Admitted | null;
 }
@@ -40,9 +43,10 @@ const judgedMax = 10_000;
 export class FleetAccess implements Access {
   readonly #trustDomain: string;
   readonly #now: () => number;
-  readonly #judged = new Map<string, Member>();
+  readonly #judged = new Map<string, Member & { readonly keyId: string }>();
   #identity: TlsIdentity;
   #tokens: BearerTokens = { entries: [] };
+  #revokedKeys: ReadonlySet<string> = new Set();
 
   constructor(options: { identity: TlsIdentity; trustDomain: string; now: () => number }) {
     this.#identity = options.identity;
@@ -53,6 +57,16 @@ export class FleetAccess implements Access {
   renew(identity: TlsIdentity): void {
     this.#identity = identity;
     this.#judged.clear();
+  }
+
+  /** Of every key, whoever certified it; those before are forgotten. */
+  setRevoked(keys: ReadonlySet<string>): void {
+    this.#revokedKeys = keys;
+    this.#judged.clear();
+  }
+
+  isRevoked(keyId: string): boolean {
+    return this.#revokedKeys.has(keyId);
   }
 
   setTokens(tokens: BearerTokens): void {
@@ -69,7 +83,8 @@ export class FleetAccess implements Access {
     if (certificate !== null) return this.#member(certificate);
     if (authorization !== null) {
       const caller = findBearer(this.#tokens, authorization.replace(/^Bearer /i, ""));
-      if (caller !== null) return { caller, uri: callerUri(this.#trustDomain, caller) };
+      if (caller !== null)
+        return { caller, keyId: null, uri: callerUri(this.#trustDomain, caller) };
       throw new RelightError("token_invalid", "Cannot answer: nobody has this bearer token");
     }
     throw new RelightError(
@@ -78,14 +93,16 @@ export class FleetAccess implements Access {
     );
   }
 
-  #member(certificate: PresentedCertificate): Member {
+  #member(certificate: PresentedCertificate): Admitted {
     const now = this.#now();
     const fingerprint = createHash("sha256").update(certificate.raw).digest("base64");
     const known = this.#judged.get(fingerprint);
     if (known !== undefined && now <= known.notAfter) return known;
     const { authorities } = this.#identity;
-    const peer = identifyPeer(certificate, { authorities, purpose: "client_auth", now });
-    const member = { ...memberNamed(peer.chain.leaf), notAfter: peer.chain.notAfter };
+    const revokedKeys = this.#revokedKeys;
+    const judging = { authorities, revokedKeys, purpose: "client_auth", now } as const;
+    const { leaf, notAfter } = identifyPeer(certificate, judging).chain;
+    const member = { ...memberNamed(leaf), notAfter, keyId: leaf.keyId };
     if (member.trustDomain !== this.#trustDomain) {
       throw new RelightError(
         "certificate_invalid",

@@ -14,7 +14,7 @@ import { type Access, FleetAccess, openAccess } from "./access.ts";
 import { storeBudget } from "./budget.ts";
 import { EnrolmentService, type EnrolmentSettings } from "./enrolment.ts";
 import { bindGrpc, closeGrpc, grpcServer } from "./grpc-server.ts";
-import { type DoorLimits, doorLimits, openDoor } from "./grpc-tls.ts";
+import { type Door, type DoorLimits, doorLimits, openDoor } from "./grpc-tls.ts";
 import { bindHttp, closeHttp, httpServer } from "./http.ts";
 import { createMetrics } from "./metrics.ts";
 import { P2pService } from "./p2p-service.ts";
@@ -23,6 +23,7 @@ import { addHealth, addReflection, type Health } from "./reflection.ts";
 import { type Advanced, Registry } from "./registry.ts";
 import type { RegistryLimits } from "./registry-limits.ts";
 import { RelightService } from "./relight-service.ts";
+import { Revocations } from "./revocations.ts";
 
 export interface Address {
   readonly host: string;
@@ -115,10 +116,15 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
   const grpc = grpcServer(services, { budgetMs, observe: metrics.observe, access });
   const health = addHealth(grpc);
   addReflection(grpc);
-  const grpcPort =
+  const door =
     tls === undefined || fleet === null
-      ? await bindGrpc(grpc, options.grpc)
+      ? null
       : await openSecure(grpc, { at: options.grpc, tls, fleet, opened, notice, metrics });
+  const grpcPort = door?.port ?? (await bindGrpc(grpc, options.grpc));
+  const revoke = (keys: ReadonlySet<string>): void => {
+    fleet?.setRevoked(keys);
+    door?.endRevoked();
+  };
   opened.defer(() => closeGrpc(grpc, drainMs));
   const httpUrl = await openHttp(options.http, opened, {
     budgetMs,
@@ -134,7 +140,8 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
     }),
   );
   opened.use(watchHealth(registry, health, notice));
-  if (options.policy !== undefined) opened.use(carryPolicy(options.policy, policies, notice));
+  if (options.policy !== undefined)
+    opened.use(carryPolicy(options.policy, { policies, notice, revoke }));
   const running = opened.move();
   let stopped: Promise<void> | undefined;
   const stop = (): Promise<void> => {
@@ -158,7 +165,7 @@ function fleetAccess({ source, tokens }: CoordinatorTls): FleetAccess {
   return access;
 }
 
-/** @returns the port. What rotates is taken up while it runs. */
+/** What rotates is taken up while it runs. */
 async function openSecure(
   grpc: Parameters<typeof closeGrpc>[0],
   secure: {
@@ -169,12 +176,13 @@ async function openSecure(
     readonly notice: (notice: Notice) => void;
     readonly metrics: { readonly strangerRefused: () => void };
   },
-): Promise<number> {
+): Promise<Door> {
   const { at, tls, fleet, opened, notice, metrics } = secure;
   const limits = { ...doorLimits, ...tls.limits };
   const onRefused = metrics.strangerRefused;
   const { material } = tls.source;
-  const door = opened.use(await openDoor(grpc, material, { ...at, limits, onRefused }));
+  const isRevoked = (keyId: string) => fleet.isRevoked(keyId);
+  const door = opened.use(await openDoor(grpc, material, { ...at, limits, onRefused, isRevoked }));
   opened.use(
     repeat(trustEveryMs, async () => {
       using budget = storeBudget(trustEveryMs);
@@ -188,7 +196,7 @@ async function openSecure(
       }
     }),
   );
-  return door.port;
+  return door;
 }
 
 async function openStore(wanted: CoordinatorOptions["store"]): Promise<Store> {
@@ -254,18 +262,28 @@ function failureOf(promise: Promise<void>): Promise<RelightError | null> {
   );
 }
 
-/** Runs `act` every `everyMs`, never twice at once; disposing waits for the one in progress. */
 /** A file that cannot be read is told once; what was read before is carried on. */
 function carryPolicy(
   read: () => Buffer | null,
-  policies: PolicyFeed,
-  notice: (notice: Notice) => void,
+  {
+    policies,
+    notice,
+    revoke,
+  }: {
+    readonly policies: PolicyFeed;
+    readonly notice: (notice: Notice) => void;
+    readonly revoke: (keys: ReadonlySet<string>) => void;
+  },
 ): AsyncDisposable {
+  const revocations = new Revocations();
   let said = "";
   const look = async () => {
     try {
-      policies.set(read());
+      const envelope = read();
       said = "";
+      if (!policies.set(envelope) || envelope === null) return;
+      revocations.take(envelope);
+      revoke(revocations.keys);
     } catch (thrown) {
       const error = asRelightError(thrown);
       if (error.message !== said) notice({ type: "trust_failed", error });
@@ -276,6 +294,7 @@ function carryPolicy(
   return repeat(policyEveryMs, look);
 }
 
+/** Runs `act` every `everyMs`, never twice at once; disposing waits for the one in progress. */
 function repeat(everyMs: number, act: () => Promise<void>): AsyncDisposable {
   let running: Promise<void> | undefined;
   const timer = setInterval(() => {

@@ -6,11 +6,15 @@ export class PolicyFeed {
   readonly #listeners = new Set<(envelope: Buffer) => void>();
   #current: Buffer | null = null;
 
-  /** Tells everybody, when it is another one than before. Null: there is none any more, which says nothing. */
-  set(envelope: Buffer | null): void {
-    if (envelope === null || this.#current?.equals(envelope) === true) return;
+  /**
+   * Tells everybody, when it is another one than before. Null: there is none any more, which says nothing.
+   * @returns whether it was told
+   */
+  set(envelope: Buffer | null): boolean {
+    if (envelope === null || this.#current?.equals(envelope) === true) return false;
     this.#current = envelope;
     for (const listener of this.#listeners) listener(envelope);
+    return true;
   }
 
   /** Hears the present one at once and each later one. @returns what ends it. */

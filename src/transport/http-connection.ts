@@ -79,6 +79,8 @@ export class Connection {
     this.#buffer = options.buffer;
     this.#limits = options.limits;
     const at = parseEndpoint(endpoint);
+    if (at.peer === null && options.tls !== null)
+      throw this.#unreachable("it speaks plaintext, and sources of a fleet do not");
     this.#socket = at.peer === null ? this.#openPlain(at) : this.#openTls(at, at.peer, options.tls);
     this.#socket.on(at.peer === null ? "connect" : "secureConnect", () => {
       this.#isConnected = true;
@@ -142,6 +144,15 @@ export class Connection {
       this.#windowMs = nowMs;
       this.#windowBytes = 0;
     }
+  }
+
+  /** Judges the source again by what we believe now; one whose key was revoked is not read to the end. */
+  judgeAgain(own: ClientIdentity): void {
+    const { hostname, peer } = parseEndpoint(this.endpoint);
+    if (peer === null || !this.#isConnected || !(this.#socket instanceof tls.TLSSocket)) return;
+    const judge = checkServer(own.identity, { wanted: peer, now: Date.now });
+    const error = judge(hostname, this.#socket.getPeerCertificate(true));
+    if (error !== undefined) this.fail(error);
   }
 
   /** This thread was held up: time that the source is not to blame for. */

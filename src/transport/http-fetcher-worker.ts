@@ -140,10 +140,11 @@ function clientIdentity(material: TlsMaterial): ClientIdentity {
   return { identity, context: createSecureContext(secureContextOptions(identity)) };
 }
 
-/** For connections from now on; those under way were agreed on while the old certificate counted. */
+/** What we show counts for connections from now on, whom we believe for those under way as well. */
 function renew(material: TlsMaterial): void {
   own = clientIdentity(material);
   for (const connection of idle.splice(0)) connection.fail(cancellation());
+  for (const connection of active.values()) connection.judgeAgain(own);
 }
 
 function keep(connection: Connection): void {

@@ -18,6 +18,7 @@ export class TlsGate {
   readonly #counters: ServerCounters;
   /** Of open connections, so that a chain is judged once. */
   readonly #members = new WeakMap<Socket, Member>();
+  readonly #open = new Set<TLSSocket>();
   #identity: TlsIdentity;
   #secondMs = Number.NEGATIVE_INFINITY;
   #handshakes = 0;
@@ -45,14 +46,28 @@ export class TlsGate {
       if (!this.#admits(performance.now())) socket.destroy();
     });
     server.on("tlsClientError", () => this.#counters.strangerRefused());
+    server.on("secureConnection", (socket: TLSSocket) => {
+      this.#open.add(socket);
+      socket.on("close", () => this.#open.delete(socket));
+    });
   }
 
+  /** Also judges who is here already: whose key was revoked is not read to the end. */
   renew(server: Server, material: TlsMaterial): void {
     this.#identity = tlsIdentity(material);
     server.setSecureContext(secureContextOptions(this.#identity));
+    for (const socket of this.#open) {
+      try {
+        this.#members.set(socket, this.#identify(socket, Date.now()));
+      } catch {
+        // It is told at its next connection, with a code.
+        this.#counters.strangerRefused();
+        socket.destroy();
+      }
+    }
   }
 
-  /** @throws RelightError `certificate_invalid`, `role_denied`. */
+  /** @throws RelightError `certificate_invalid`, `certificate_revoked`, `role_denied`. */
   check(socket: Socket): void {
     const now = Date.now();
     const known = this.#members.get(socket);
@@ -68,9 +83,9 @@ export class TlsGate {
   #identify(socket: Socket, now: number): Member {
     if (!(socket instanceof TLSSocket))
       throw new RelightError("certificate_invalid", "Cannot serve: the connection is not TLS");
-    const { authorities, chain } = this.#identity;
-    const purpose = "client_auth";
-    const peer = identifyPeer(socket.getPeerCertificate(true), { authorities, purpose, now });
+    const { authorities, chain, revokedKeys } = this.#identity;
+    const judging = { authorities, revokedKeys, purpose: "client_auth", now } as const;
+    const peer = identifyPeer(socket.getPeerCertificate(true), judging);
     const member = { ...memberNamed(peer.chain.leaf), notAfter: peer.chain.notAfter };
     if (member.trustDomain === this.#trustDomain(chain)) return member;
     throw new RelightError(

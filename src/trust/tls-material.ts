@@ -24,6 +24,8 @@ export interface TlsMaterial {
   readonly chain: readonly Uint8Array[];
   /** In DER: whom we believe. */
   readonly authorities: readonly Uint8Array[];
+  /** Ids of keys whose certificates count no more, by the policy in force; absent where there is none. */
+  readonly revokedKeys?: readonly string[];
 }
 
 /** A member of a fleet by its certificate. */
@@ -55,8 +57,10 @@ export function readTlsMaterial(files: {
   return { key: privateKeyPem(key), chain, authorities };
 }
 
-export function tlsIdentity({ key, chain, authorities }: TlsMaterial): TlsIdentity {
+export function tlsIdentity(material: TlsMaterial): TlsIdentity {
+  const { key, chain, authorities, revokedKeys = [] } = material;
   return {
+    revokedKeys: new Set(revokedKeys),
     privateKeyPem: asBuffer(key),
     chain: chain.map(asBuffer),
     authorities: authorities.map((der) => readCertificate(asBuffer(der))),

@@ -5,7 +5,7 @@
 import { createHash, randomBytes } from "node:crypto";
 import { RelightError } from "../errors.ts";
 import { readSecret } from "../platform/private-file.ts";
-import { type Authority, issueCertificate } from "./authority.ts";
+import { type Authority, createAuthority, issueCertificate } from "./authority.ts";
 import { readCertificate } from "./certificate.ts";
 import { generateKey, privateKeyPem, signerFrom } from "./keys.ts";
 import { clockSkewMsMax } from "./time.ts";
@@ -24,6 +24,7 @@ export interface TlsFileNames {
 }
 
 const pemBytesMax = 256 * 1024;
+const dayMs = 86_400_000;
 
 /** @throws RelightError `config_invalid` for a file that is missing, `certificate_invalid`, `key_unsafe`. */
 export function openTlsFiles(names: TlsFileNames): TlsSource {
@@ -94,6 +95,16 @@ export function selfIssued(
       return true;
     },
   };
+}
+
+/** For somebody who is not known yet: nobody is believed, and nobody believes it. */
+export function nobody(now: number): TlsMaterial {
+  const span = { notBefore: now - clockSkewMsMax, notAfter: now + dayMs };
+  const commonName = "nobody";
+  const serial = randomBytes(16);
+  const authority = createAuthority({ ...span, commonName, serial, pathLength: 0, issuer: null });
+  const uri = "spiffe://nobody/reader/nobody";
+  return selfIssued(authority, { uri, lifetimeMs: dayMs, now: () => now }).material;
 }
 
 /** The trust domain of whoever shows this material. */

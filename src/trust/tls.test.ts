@@ -35,7 +35,8 @@ function identity(
     purposes: ["client_auth", "server_auth"],
     ...changes,
   });
-  return { privateKeyPem: privateKeyPem(key), chain: [leaf], authorities: [fleet.certificate] };
+  const authorities = [fleet.certificate];
+  return { privateKeyPem: privateKeyPem(key), chain: [leaf], authorities, revokedKeys: new Set() };
 }
 
 const source = identity("spiffe://fleet/author/source");
@@ -64,7 +65,8 @@ async function shake(
   const seen = Promise.withResolvers<string>();
   server.on("secureConnection", (socket) => {
     socket.on("error", () => {});
-    const peer = { authorities: shown.authorities, purpose: "client_auth" as const, now: present };
+    const { authorities, revokedKeys } = shown;
+    const peer = { authorities, revokedKeys, purpose: "client_auth" as const, now: present };
     try {
       seen.resolve(identifyPeer(socket.getPeerCertificate(true), peer).uri);
     } catch (error) {

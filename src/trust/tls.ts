@@ -17,6 +17,14 @@ export interface TlsIdentity {
   /** In DER, the leaf first. */
   readonly chain: readonly Buffer[];
   readonly authorities: readonly Certificate[];
+  /** Ids of keys that count no more, whoever certified them. */
+  readonly revokedKeys: ReadonlySet<string>;
+}
+
+/** What somebody is judged by who shows a certificate now. */
+export interface Judging extends Pick<TlsIdentity, "authorities" | "revokedKeys"> {
+  readonly purpose: Purpose;
+  readonly now: number;
 }
 
 /** The part of a peer certificate of node:tls that is used; `issuerCertificate` may be itself at the end. */
@@ -50,12 +58,9 @@ export function checkServer(
 ): (host: string, presented: PresentedCertificate) => RelightError | undefined {
   return (host, presented) => {
     try {
-      const options = {
-        authorities: identity.authorities,
-        purpose: "server_auth",
-        now: now(),
-      } as const;
-      const { uri } = identifyPeer(presented, options);
+      const { authorities, revokedKeys } = identity;
+      const judging = { authorities, revokedKeys, purpose: "server_auth", now: now() } as const;
+      const { uri } = identifyPeer(presented, judging);
       if (matchesSpiffe(wanted, uri)) return undefined;
       throw new RelightError(
         "certificate_invalid",
@@ -68,16 +73,16 @@ export function checkServer(
   };
 }
 
-/** Who the other side has proved to be. @throws RelightError `certificate_invalid`. */
-export function identifyPeer(
-  presented: PresentedCertificate,
-  options: {
-    readonly authorities: readonly Certificate[];
-    readonly purpose: Purpose;
-    readonly now: number;
-  },
-): Peer {
-  const chain = validateChain(listChain(presented), options);
+/** Who the other side has proved to be. @throws RelightError `certificate_invalid`, `certificate_revoked`. */
+export function identifyPeer(presented: PresentedCertificate, judging: Judging): Peer {
+  const chain = validateChain(listChain(presented), judging);
+  const revoked = chain.keyIds.find((keyId) => judging.revokedKeys.has(keyId));
+  if (revoked !== undefined) {
+    throw new RelightError(
+      "certificate_revoked",
+      `Cannot accept certificate: the policy revokes key ${revoked}`,
+    );
+  }
   const [uri = "", ...others] = chain.leaf.uris;
   if (!isSpiffeId(uri) || others.length > 0) {
     throw new RelightError(

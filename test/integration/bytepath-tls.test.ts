@@ -3,6 +3,7 @@
 // be taken for a source.
 
 import assert from "node:assert/strict";
+import { createPublicKey } from "node:crypto";
 import net from "node:net";
 import { after, before, describe, test } from "node:test";
 import tls from "node:tls";
@@ -10,6 +11,7 @@ import type { Code } from "../../src/errors.ts";
 import { type HttpPieceFetcher, startHttpFetcher } from "../../src/transport/http-fetcher.ts";
 import { type HttpPieceServer, startHttpServer } from "../../src/transport/http-server.ts";
 import type { PieceServer, ServerLimits } from "../../src/transport/transport.ts";
+import { keyIdOf } from "../../src/trust/keys.ts";
 import { secureContextOptions } from "../../src/trust/tls.ts";
 import { type TlsMaterial, tlsIdentity } from "../../src/trust/tls-material.ts";
 import { transportContract, withCode } from "../contracts/transport.ts";
@@ -177,6 +179,40 @@ test("renew() on both sides carries a transfer over to new certificates and a ne
   asking.renew(next.member(targetUri));
   await asking.pieces({ ...order, pieces: [1] }, () => {}, within());
   assert.deepEqual(differences(tree, folder.path), []);
+});
+
+test("a revoked key ends open connections on both sides, and is refused by code at the next", async () => {
+  using tree = makeTree({ kernel: 100 });
+  await using serving = await serve(source);
+  await serving.offer(offerOf(tree));
+  const { artifactId } = tree.manifest;
+  const at = { endpoint: `${serving.endpoint}#${sourceUri}`, artifactId };
+  const raw = tls.connect({
+    host,
+    port: Number(new URL(serving.endpoint).port),
+    ...secureContextOptions(tlsIdentity(target)),
+    checkServerIdentity: () => undefined,
+  });
+  raw.on("error", () => {});
+  const ended = new Promise((resolve) => raw.on("close", resolve));
+  await new Promise((resolve) => raw.on("secureConnect", resolve));
+  await using asking = startHttpFetcher({ threads: 1, tls: target });
+  assert.deepEqual(await asking.manifest(at, { bytesMax }, within()), tree.manifest.bytes);
+  await serving.renew({
+    ...source,
+    revokedKeys: [keyIdOf(createPublicKey(Buffer.from(target.key)))],
+  });
+  await ended;
+  // The idle connection is gone; the next one is told why.
+  await assert.rejects(asking.manifest(at, { bytesMax }, within()), withCode("source_protocol"));
+  await serving.renew(source);
+  assert.deepEqual(await asking.manifest(at, { bytesMax }, within()), tree.manifest.bytes);
+  const revokedKeys = [keyIdOf(createPublicKey(Buffer.from(source.key)))];
+  asking.renew({ ...target, revokedKeys });
+  await assert.rejects(
+    asking.manifest(at, { bytesMax }, within()),
+    withCode("certificate_revoked"),
+  );
 });
 
 test("handshakes beyond the limit of a second are ended unheard and counted, and a member still gets in", async () => {

@@ -2,7 +2,9 @@
 // The coordinator behind mutual TLS 1.3: who gets in, who may do what, and whose records are whose.
 
 import assert from "node:assert/strict";
+import { createPublicKey } from "node:crypto";
 import { describe, test } from "node:test";
+import tls from "node:tls";
 import { create } from "@bufbuild/protobuf";
 import { Client, credentials, Metadata } from "@grpc/grpc-js";
 import type { CoordinatorClient, Identity } from "../../src/agent/coordinator-client.ts";
@@ -12,10 +14,12 @@ import { P2pService } from "../../src/protocol/gen/p2p_pb.ts";
 import { grpcMethod } from "../../src/protocol/grpc.ts";
 import { readBearerTokens } from "../../src/trust/bearer.ts";
 import { writeCertificatePem } from "../../src/trust/certificate.ts";
+import { keyIdOf } from "../../src/trust/keys.ts";
+import { signPolicy } from "../../src/trust/setup.ts";
 import { coordinatorUri } from "../../src/trust/tls-material.ts";
 import { loopback, publication } from "../support/coordinator.ts";
 import { type FleetFixture, fixed, fleetFixture } from "../support/fleet.ts";
-import { day, hour, liveFleet } from "../support/trust.ts";
+import { day, hour, liveFleet, policyDocument, root } from "../support/trust.ts";
 
 const identity: Identity = { modelName: "org/model", mxSourceType: 4 };
 const within = () => AbortSignal.timeout(10_000);
@@ -162,6 +166,48 @@ describe("the coordinator behind TLS", () => {
     assert.equal(await raw.listSources(`Bearer ${token}t`), "token_invalid");
   });
 
+  test("ends the session of a member whose key is revoked, and refuses its next call by code", async () => {
+    let policy = signPolicy(policyDocument({ version: 3 }), [root]);
+    await using fixture = await fleetFixture({}, () => policy);
+    const { fleet, connect } = fixture;
+    const material = fleet.member("spiffe://fleet/author/node-a");
+    const revoked = connect(material);
+    const other = connect(fleet.member("spiffe://fleet/author/node-b"));
+    const hello = { nodeId: "a", agentEndpoint: "" };
+    const session = await revoked.openSession(hello, within());
+    const staying = await other.openSession({ ...hello, nodeId: "b" }, within());
+    const lost = new Promise<void>((resolve) => {
+      session.onChange(({ type }) => type === "lost" && resolve());
+    });
+    const keys = [keyIdOf(createPublicKey(Buffer.from(material.key)))];
+    policy = signPolicy(policyDocument({ version: 4, revoked: { keys, artifacts: [] } }), [root]);
+    await lost;
+    await assert.rejects(find(connect(material)), { code: "certificate_revoked" });
+    using raw = rawClient(fixture, material.chain[0], material.key);
+    assert.equal(await raw.listSources(), "certificate_revoked");
+    assert.equal(staying.isConnected, true, "others are not disturbed");
+    // An older file in its place takes nothing back.
+    policy = signPolicy(policyDocument({ version: 2 }), [root]);
+    await new Promise((resolve) => setTimeout(resolve, 1_500));
+    await assert.rejects(find(connect(material)), { code: "certificate_revoked" });
+  });
+
+  test("hangs up on who agrees on TLS and then says nothing", async () => {
+    await using fixture = await fleetFixture({ limits: { firstByteMsMax: 300 } });
+    const socket = tls.connect({
+      port: Number(fixture.coordinator.grpcAddress.split(":").at(-1)),
+      host: "127.0.0.1",
+      ALPNProtocols: ["h2"],
+      rejectUnauthorized: false,
+    });
+    socket.on("error", () => {});
+    await new Promise((resolve) => socket.on("close", resolve));
+    assert.deepEqual(
+      await find(fixture.connect(fixture.fleet.member("spiffe://fleet/reader/a"))),
+      [],
+    );
+  });
+
   test("is not reached in plaintext, and is not taken for the coordinator under another name", async () => {
     await using fixture = await fleetFixture();
     const { connectCoordinator } = await import("../../src/agent/coordinator-client.ts");
@@ -175,8 +221,9 @@ describe("the coordinator behind TLS", () => {
       store: { kind: "memory" },
       tls: { source: impostor },
     });
-    const tls = () => fleet.member("spiffe://fleet/author/node-a");
-    await using client = connectCoordinator({ address: other.grpcAddress, timeoutMs: 2_000, tls });
+    const shown = () => fleet.member("spiffe://fleet/author/node-a");
+    const address2 = other.grpcAddress;
+    await using client = connectCoordinator({ address: address2, timeoutMs: 2_000, tls: shown });
     await assert.rejects(find(client));
   });
 

@@ -18,13 +18,18 @@ export interface FleetFixture extends AsyncDisposable {
   connect(material: TlsMaterial | (() => TlsMaterial)): CoordinatorClient;
 }
 
-export async function fleetFixture(tls: Partial<CoordinatorTls> = {}): Promise<FleetFixture> {
+/** @param policy as in CoordinatorOptions */
+export async function fleetFixture(
+  tls: Partial<CoordinatorTls> = {},
+  policy?: () => Buffer | null,
+): Promise<FleetFixture> {
   await using stack = new AsyncDisposableStack();
   const fleet = liveFleet();
   const source = tls.source ?? fixed(fleet.member(coordinatorUri("fleet")));
   const store = { kind: "memory" } as const;
+  const carried = policy === undefined ? {} : { policy };
   const coordinator = stack.use(
-    await startCoordinator({ grpc: loopback, store, tls: { ...tls, source } }),
+    await startCoordinator({ grpc: loopback, store, tls: { ...tls, source }, ...carried }),
   );
   const running = stack.move();
   return {
