@@ -9,16 +9,20 @@ import { asRelightError, RelightError } from "../errors.ts";
 import type { Log } from "../observe/log.ts";
 import { type Clock, systemClock } from "../platform/clock.ts";
 import { startDeadline } from "../platform/deadline.ts";
-import { type HttpPieceFetcher, startHttpFetcher } from "../transport/http-fetcher.ts";
-import { type HttpPieceServer, startHttpServer } from "../transport/http-server.ts";
+import { startHttpFetcher } from "../transport/http-fetcher.ts";
+import { startHttpServer } from "../transport/http-server.ts";
 import type { PieceFetcher, PieceServer } from "../transport/transport.ts";
+import type { TlsMaterial } from "../trust/tls-material.ts";
+import { nobody } from "../trust/tls-source.ts";
 import { type ClaimCache, claimCache } from "./claimed-cache.ts";
 import { connectCoordinator } from "./coordinator-client.ts";
 import { type Membership, type MembershipSettings, openMembership } from "./membership.ts";
+import { newestOnly } from "./newest-only.ts";
 import { NodeLink } from "./node-link.ts";
 import { openTrust, type TrustSettings } from "./open-trust.ts";
 import type { WeightParts, WeightSettings } from "./open-weights.ts";
 import type { ArtifactTrust } from "./trust.ts";
+import { joinMsMax, keepMember } from "./upkeep.ts";
 
 export interface AgentSettings {
   readonly nodeId: string;
@@ -53,10 +57,8 @@ export interface AgentParts extends AsyncDisposable {
 
 /** Setting up trust reads a few small files; another process may hold their lock. */
 const trustMsMax = 5_000;
-/** Joining asks the coordinator once, and replicas of a node ask one after the other. */
-const joinMsMax = 10_000;
-/** How soon rotated files are taken up. */
-const renewEveryMs = 2_000;
+/** Between two looks at policies that the coordinator carries: it may say one as often as it likes. */
+const policyPauseMs = 1_000;
 
 /**
  * Opens the byte server; the coordinator is called only to join a fleet, or when there is something to
@@ -66,33 +68,43 @@ const renewEveryMs = 2_000;
  */
 export async function openAgent(settings: AgentSettings, log: Log): Promise<AgentParts> {
   refuseOpenDoors(settings);
-  const { source, coordinator, failure } = await join(settings, log);
+  const { membership, failure } = await join(settings, log);
+  const { source, coordinator } = membership;
   const trust = await openAgentTrust(settings, log);
-  const tls = source?.material ?? null;
-  refusePlaintext({ ...settings, coordinator }, { isTls: source !== null, failure });
+  refusePlaintext({ ...settings, coordinator }, { isTls: source !== null || failure !== null });
+  const { connectMsMax, silenceMsMax } = settings;
+  const shown = source?.isMember ? withRevoked(source.material, trust) : null;
   const server = await startHttpServer({
-    ...(failure === null ? settings.listen : alone),
-    tls,
+    ...settings.listen,
+    // Nobody gets in before we have joined: then peers are let in at the address that is known by now.
+    tls: source === null && failure === null ? null : (shown ?? nobody(systemClock.wallMs())),
     threads: settings.threads,
     limits: { readersMax: settings.readersMax },
     events: {
       fileChanged: (artifactId, fileIndex) => log.info("file_changed", { artifactId, fileIndex }),
     },
   });
-  const { connectMsMax, silenceMsMax } = settings;
   const fetcher = startHttpFetcher({
     threads: settings.threads,
-    tls,
+    tls: shown,
     limits: { connectMsMax, silenceMsMax },
   });
   const sealer = startSealer();
-  const shown = failure === null ? source && (() => source.material) : () => raise(failure);
+  const toShow = () =>
+    source?.isMember ? withRevoked(source.material, trust) : raise(failure ?? notJoined());
   const client = connectCoordinator({
     address: coordinator,
     timeoutMs: connectMsMax,
-    ...(shown === null ? {} : { tls: shown }),
+    ...(source === null && failure === null ? {} : { tls: toShow }),
   });
-  const renewal = source === null ? null : keepRenewed(source, { server, fetcher, log });
+  const closing = new AbortController();
+  const renew = async (material: TlsMaterial): Promise<void> => {
+    await server.renew(material);
+    fetcher.renew(material);
+  };
+  const revokedKeys = () => trust.revokedKeys;
+  const surroundings = { clock: systemClock, random: Math.random, log };
+  const upkeep = keepMember({ membership, renew, revokedKeys, ...surroundings }, closing.signal);
   const link = new NodeLink({
     client,
     server,
@@ -102,7 +114,11 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
     callMsMax: connectMsMax,
     clock: systemClock,
     log,
-    onPolicy: (envelope) => void takePolicy(trust, envelope, log),
+    onPolicy: newestOnly((envelope) => takePolicy(trust, envelope, log), {
+      pauseMs: policyPauseMs,
+      clock: systemClock,
+      signal: closing.signal,
+    }),
   });
   return {
     link,
@@ -115,7 +131,8 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
     clock: systemClock,
     random: Math.random,
     [Symbol.asyncDispose]: async () => {
-      renewal?.[Symbol.dispose]();
+      closing.abort();
+      await upkeep;
       await link[Symbol.asyncDispose]();
       await Promise.all([server, fetcher, sealer].map((part) => part[Symbol.asyncDispose]()));
     },
@@ -155,34 +172,32 @@ function refuseOpenDoors({ trust, listen, advertise }: AgentSettings): void {
   );
 }
 
-/** Where an agent listens that belongs to no fleet although it should: nobody is sent there. */
-const alone = { host: "127.0.0.1", port: 0 };
-
-/** A fleet that cannot be joined costs a cold start, not the start. */
+/** A fleet that cannot be joined now costs a cold start, not the start; it is tried again while we run. */
 async function join(
   settings: AgentSettings,
   log: Log,
-): Promise<Membership & { readonly failure: RelightError | null }> {
+): Promise<{ readonly membership: Membership; readonly failure: RelightError | null }> {
   using deadline = startDeadline("joining the fleet", joinMsMax);
   const { nodeId, trust, coordinator, connectMsMax: timeoutMs } = settings;
   const { folder, policyFile } = trust;
   const where = { nodeId, folder, policyFile, coordinator, timeoutMs, clock: systemClock };
+  let membership: Membership = { source: null, coordinator, join: async () => {} };
   try {
-    const opened = await openMembership(settings.membership, { ...where, signal: deadline.signal });
-    return { ...opened, failure: null };
+    membership = openMembership(settings.membership, where);
+    await membership.join(deadline.signal);
+    return { membership, failure: null };
   } catch (thrown) {
     const failure = asRelightError(thrown);
     if (failure.code === "config_invalid") throw failure;
     log.error("failure", { code: failure.code, message: failure.message });
-    return { source: null, coordinator, failure };
+    return { membership, failure };
   }
 }
 
 function refusePlaintext(
   { listen, advertise, coordinator }: Pick<AgentSettings, "listen" | "advertise" | "coordinator">,
-  { isTls, failure }: { readonly isTls: boolean; readonly failure: RelightError | null },
+  { isTls }: { readonly isTls: boolean },
 ): void {
-  if (failure !== null) return;
   if (isTls && advertise?.startsWith("http:") === true) {
     throw new RelightError(
       "config_invalid",
@@ -200,40 +215,12 @@ function refusePlaintext(
   );
 }
 
-/** Takes up what rotates, and renews what ends; a failure is told once and tried again. */
-function keepRenewed(
-  source: NonNullable<Membership["source"]>,
-  parts: {
-    readonly server: HttpPieceServer;
-    readonly fetcher: HttpPieceFetcher;
-    readonly log: Log;
-  },
-): Disposable {
-  const { server, fetcher, log } = parts;
-  let isBusy = false;
-  let said = "";
-  const renew = async (): Promise<void> => {
-    using deadline = startDeadline("renewing the certificate", joinMsMax);
-    try {
-      if (!(await source.refresh(deadline.signal))) return;
-      await server.renew(source.material);
-      fetcher.renew(source.material);
-      said = "";
-    } catch (thrown) {
-      const { code, message } = asRelightError(thrown);
-      if (message !== said) log.warn("failure", { code, message });
-      said = message;
-    }
-  };
-  const timer = setInterval(() => {
-    if (isBusy) return;
-    isBusy = true;
-    void renew().finally(() => {
-      isBusy = false;
-    });
-  }, renewEveryMs);
-  timer.unref();
-  return { [Symbol.dispose]: () => clearInterval(timer) };
+function withRevoked(material: TlsMaterial, { revokedKeys }: ArtifactTrust): TlsMaterial {
+  return { ...material, revokedKeys: [...revokedKeys] };
+}
+
+function notJoined(): RelightError {
+  return new RelightError("unauthenticated", "Cannot prove who we are: not enrolled yet");
 }
 
 function raise(error: RelightError): never {

@@ -9,7 +9,12 @@ import { readSmall, writeWhole } from "../platform/files.ts";
 import { claimNodeLock } from "../platform/node-lock.ts";
 import { readPrivate } from "../platform/private-file.ts";
 import type { EnrolResponse } from "../protocol/gen/relight_pb.ts";
-import { readCertificate, readCertificatesPem, writeCertificatePem } from "../trust/certificate.ts";
+import {
+  invalidCertificate,
+  readCertificate,
+  readCertificatesPem,
+  writeCertificatePem,
+} from "../trust/certificate.ts";
 import { writeEnrolRequest } from "../trust/enrol.ts";
 import { decodeEnvelope, listSigners } from "../trust/envelope.ts";
 import { type JoinToken, readJoinToken } from "../trust/join-token.ts";
@@ -28,10 +33,12 @@ export interface MembershipSettings {
 }
 
 export interface Membership {
-  /** Null for an agent of one machine. */
-  readonly source: TlsSource | null;
+  /** Null for an agent of one machine. Its material can be had once `isMember`. */
+  readonly source: (TlsSource & { readonly isMember: boolean }) | null;
   /** host:port. */
   readonly coordinator: string;
+  /** Uses the token; does nothing for who has joined. @throws RelightError why there is no certificate. */
+  join(signal: AbortSignal): Promise<void>;
 }
 
 interface Surroundings {
@@ -43,23 +50,38 @@ interface Surroundings {
   readonly coordinator: string;
   readonly timeoutMs: number;
   readonly clock: Clock;
-  readonly signal: AbortSignal;
 }
 
 const pemBytesMax = 256 * 1024;
 
-/** @throws RelightError why there is no certificate although there should be one. */
-export async function openMembership(
+/** Calls nobody. @throws RelightError `config_invalid`, `token_invalid`, `certificate_invalid`, `key_unsafe`. */
+export function openMembership(
   settings: MembershipSettings,
   surroundings: Surroundings,
-): Promise<Membership> {
-  const { files, join } = settings;
-  if (files !== null) return { source: openTlsFiles(files), coordinator: surroundings.coordinator };
-  const token = join === null ? null : readJoinToken(join);
-  const coordinator = token?.coordinator ?? surroundings.coordinator;
+): Membership {
+  const { files, join: text } = settings;
+  const { coordinator: address } = surroundings;
+  if (files !== null) {
+    const opened = openTlsFiles(files);
+    const source = {
+      get material() {
+        return opened.material;
+      },
+      refresh: (signal: AbortSignal) => opened.refresh(signal),
+      isMember: true,
+    };
+    return { source, coordinator: address, join: async () => {} };
+  }
+  const token = text === null ? null : readJoinToken(text);
+  const coordinator = token?.coordinator ?? address;
   const enrolled = new Enrolled({ ...surroundings, coordinator });
-  if (join !== null && token !== null) await enrolled.join(join, token);
-  return { source: enrolled.isMember ? enrolled : null, coordinator };
+  const source = token === null && !enrolled.wasMember ? null : enrolled;
+  const join = async (signal: AbortSignal) => {
+    if (text !== null && token !== null) await enrolled.join(text, token, signal);
+    // Whoever belonged to a fleet is not taken for one that never did: it would speak plaintext.
+    else if (source?.isMember === false) invalidCertificate("it has ended, join with a new token");
+  };
+  return { source, coordinator, join };
 }
 
 class Enrolled implements TlsSource {
@@ -76,34 +98,44 @@ class Enrolled implements TlsSource {
     return this.#material !== null;
   }
 
+  /** Also when the certificate has ended. */
+  get wasMember(): boolean {
+    return this.isMember || readSmall(this.#file("member.pem"), pemBytesMax) !== null;
+  }
+
   get material(): TlsMaterial {
     if (this.#material !== null) return this.#material;
     throw new RelightError("unauthenticated", "Cannot prove who we are: not enrolled");
   }
 
   /** Does nothing on a node that has joined already: the token's use is left to another. */
-  async join(text: string, token: JoinToken): Promise<void> {
-    await this.#inTurn(async () => {
+  async join(text: string, token: JoinToken, signal: AbortSignal): Promise<void> {
+    await this.#inTurn(signal, async () => {
       if (this.isMember) return;
-      const asked = this.#ask(text);
-      const answer = await askAsStranger(asked, token.authority);
+      const answer = await askAsStranger(this.#ask(text), token.authority);
+      mustBelieve(answer.authorities, [token.authority]);
+      const policy = Buffer.from(answer.policy);
+      mustBeSigned(policy, token);
       this.#keep(answer);
-      this.#keepPolicy(Buffer.from(answer.policy), token);
+      this.#keepPolicy(policy);
     });
   }
 
-  async refresh(): Promise<boolean> {
+  async refresh(signal: AbortSignal): Promise<boolean> {
     if (this.#options.clock.wallMs() < this.#renewAtMs) return false;
-    await this.#inTurn(async () => {
+    await this.#inTurn(signal, async () => {
       // Another replica of this node may have renewed it meanwhile.
       if (this.#options.clock.wallMs() < this.#renewAtMs) return;
-      this.#keep(await askAsMember(this.#ask(""), this.material));
+      const answer = await askAsMember(this.#ask(""), this.material);
+      const believed = this.material.authorities.map((der) => fingerprintOf(der));
+      mustBelieve(answer.authorities, believed);
+      this.#keep(answer);
     });
     return true;
   }
 
-  async #inTurn(work: () => Promise<void>): Promise<void> {
-    const { clock, signal } = this.#options;
+  async #inTurn(signal: AbortSignal, work: () => Promise<void>): Promise<void> {
+    const { clock } = this.#options;
     using _lock = await claimNodeLock(this.#file("member.lock"), { clock, signal });
     this.#material = this.#read();
     await work();
@@ -148,20 +180,11 @@ class Enrolled implements TlsSource {
     });
   }
 
-  /** The first policy of a node that has none, when the roots that the token names signed it. */
-  #keepPolicy(envelope: Buffer, { roots }: JoinToken): void {
+  /** The first policy of a node that has none. */
+  #keepPolicy(envelope: Buffer): void {
     const { policyFile } = this.#options;
     if (envelope.length === 0 || readSmall(policyFile, 2 * policyBytesMax) !== null) return;
-    const signers = listSigners(
-      decodeEnvelope(envelope, policyBytesMax),
-      roots.keys.map(readPublicKey),
-    );
-    if (signers.length >= roots.threshold) writeWhole(policyFile, envelope);
-    else
-      throw new RelightError(
-        "policy_invalid",
-        "Cannot join: the roots that the token names did not sign the coordinator's policy",
-      );
+    writeWhole(policyFile, envelope);
   }
 
   #keyBytes(): Buffer | null {
@@ -171,4 +194,30 @@ class Enrolled implements TlsSource {
   #file(name: string): string {
     return path.join(this.#options.folder, name);
   }
+}
+
+/** Whom we believe is not the coordinator's to say: the token said it, or the certificate that we have. */
+function mustBelieve(authorities: readonly Uint8Array[], wanted: readonly string[]): void {
+  const shown = authorities.map((der) => fingerprintOf(der));
+  if (shown.length > 0 && shown.every((fingerprint) => wanted.includes(fingerprint))) return;
+  throw new RelightError(
+    "certificate_invalid",
+    "Cannot enrol: the coordinator names other authorities than this node knows",
+  );
+}
+
+/** @throws RelightError `policy_invalid` unless the roots that the token names signed it; none is none. */
+function mustBeSigned(envelope: Buffer, { roots }: JoinToken): void {
+  if (envelope.length === 0) return;
+  const keys = roots.keys.map(readPublicKey);
+  const signers = listSigners(decodeEnvelope(envelope, policyBytesMax), keys);
+  if (signers.length >= roots.threshold) return;
+  throw new RelightError(
+    "policy_invalid",
+    "Cannot join: the roots that the token names did not sign the coordinator's policy",
+  );
+}
+
+function fingerprintOf(der: Uint8Array): string {
+  return readCertificate(Buffer.from(der)).fingerprint;
 }

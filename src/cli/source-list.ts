@@ -29,14 +29,15 @@ export const command = defineCommand({
   run: async ({ config, flags, output, signal }) => {
     const { nodeId, membership, trust, coordinator: configured } = agentSettings(config);
     const timeoutMs = config["agent.connect_timeout"];
-    const { source, coordinator } = await openMembership(membership, {
+    const joined = openMembership(membership, {
       ...trust,
       nodeId,
       coordinator: configured,
       timeoutMs,
       clock: systemClock,
-      signal,
     });
+    await joined.join(signal);
+    const { source, coordinator } = joined;
     await using client = connectCoordinator({
       address: coordinator,
       timeoutMs,

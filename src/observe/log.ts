@@ -13,6 +13,7 @@ export const events = {
   file_changed:
     "A published file is no longer what was sealed; its pieces are refused until it is sealed again.",
   failure: "An operation failed; `code` and `message` say how.",
+  fleet_joined: "This node could not join its fleet at its start and has joined now.",
   installation_undone:
     "What an earlier start installed may not be used any more and was removed; `code` says why.",
   store_answers: "The coordinator's store answers again.",

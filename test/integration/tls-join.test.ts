@@ -6,7 +6,7 @@ import assert from "node:assert/strict";
 import { X509Certificate } from "node:crypto";
 import fs from "node:fs";
 import { describe, test } from "node:test";
-import { type RelightProcess, relight, relightJson } from "../support/relight.ts";
+import { freePort, type RelightProcess, relight, relightJson } from "../support/relight.ts";
 import { type TemporaryFolder, temporaryFolder } from "../support/temporary-folder.ts";
 
 const dirs = (folder: TemporaryFolder, name: string) => [
@@ -123,6 +123,35 @@ describe("relight run --join", () => {
     await run.drained;
     assert.match(run.output(), /engine started/);
     assert.match(run.output(), /certificate_invalid/);
+  });
+
+  test("a node that could not join at its start joins when the coordinator is there, and publishes", async () => {
+    using folder = temporaryFolder();
+    const token = await tokenOf(folder);
+    const address = `127.0.0.1:${await freePort()}`;
+    folder.write("replica/cache/k/kernel.bin", "x");
+    await using publisher = relight([
+      "artifact",
+      "publish",
+      "--settle=0s",
+      `--join=${token}`,
+      ...nodeFlags(folder, "replica", address),
+    ]);
+    await publisher.printed(/coordinator_unreachable/);
+    await using coordinator = await startCoordinator(folder, address);
+    await publisher.printed(/fleet_joined/);
+    const listed = [
+      "source",
+      "list",
+      `--coordinator-address=${address}`,
+      ...dirs(folder, "replica"),
+    ];
+    for (const until = Date.now() + 30_000; ; ) {
+      const { value, output } = await relightJson<{ sources: unknown[] }>(listed);
+      if (value?.sources.length === 1) break;
+      assert.ok(Date.now() < until, `it is offered: ${output}\n${publisher.output()}`);
+    }
+    assert.ok(coordinator.child.exitCode === null);
   });
 
   test("a token that was changed, has ended or was made up enrols nobody", async () => {
