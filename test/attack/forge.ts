@@ -20,7 +20,13 @@ import { generateKey, type Signer, signerFrom, writePublicKey } from "../../src/
 import type { PolicyDocument } from "../../src/trust/policy.ts";
 import { firstPolicy } from "../../src/trust/setup.ts";
 import { timeText } from "../../src/trust/time.ts";
-import { type HostileSource, identityFor, model, type StatementAnswer } from "./plan.ts";
+import {
+  type HostileSource,
+  identityFor,
+  type ListedSource,
+  model,
+  type StatementAnswer,
+} from "./plan.ts";
 
 const day = 86_400_000;
 
@@ -171,4 +177,13 @@ export function honestSource(
   const manifest = manifestOf(family, files);
   const envelope = statementFor(manifest, authorshipFor(family, changes), signers);
   return sourceOf(family, files, { manifest, statement: answerWith(envelope) });
+}
+
+/** Where nobody listens. */
+export const nowhere = "http://127.0.0.1:1";
+
+/** As an honest coordinator would list it, but for the endpoint. */
+export function listedAs(family: string, source: HostileSource | undefined): ListedSource {
+  const { artifactId = "", totalBytes = 0 } = source ?? {};
+  return { family, artifactId, totalBytes, endpoint: nowhere, identity: "", times: 1 };
 }

@@ -1,49 +1,73 @@
 // SPDX-License-Identifier: Apache-2.0
-// A hostile peer as a process of its own: publishes to a real coordinator like any replica, and answers
-// targets as its plan says. It forges nothing itself; forge.ts has put everything into the plan.
+// A hostile peer as a process of its own: publishes to a real coordinator like any replica, or is named by
+// a hostile one, and answers targets as its plan says. It forges nothing itself; forge.ts has put
+// everything into the plan.
 
 import fs from "node:fs";
 import http, { type IncomingMessage, type ServerResponse } from "node:http";
+import https from "node:https";
 import type { AddressInfo } from "node:net";
 import { connectCoordinator } from "../../src/agent/coordinator-client.ts";
 import { toSourceIdentity } from "../../src/agent/identity-wire.ts";
 import { parseRanges } from "../../src/core/pieces.ts";
 import { frameBytes, writeFrame } from "../../src/transport/http-frame.ts";
-import { type HostilePlan, type HostileSource, identityFor } from "./plan.ts";
+import {
+  type HostilePlan,
+  type HostileSource,
+  identityFor,
+  type Listening,
+  type Shown,
+} from "./plan.ts";
 
 const plan = JSON.parse(fs.readFileSync(process.argv[2] ?? "", "utf8")) as HostilePlan;
 const deadline = AbortSignal.timeout(120_000);
 deadline.addEventListener("abort", () => process.exit(1));
-const client = connectCoordinator({ address: plan.coordinator, timeoutMs: 5_000 });
-const session = await client.openSession(
-  { nodeId: "hostile", agentEndpoint: "http://127.0.0.1:1" },
-  deadline,
-);
+const publish = plan.coordinator === null ? async () => {} : await openPublisher(plan.coordinator);
+const endpoints: string[] = [];
 for (const [index, source] of plan.sources.entries()) {
-  const server = http.createServer((request, response) => answer(source, request, response));
+  const hear = (request: IncomingMessage, response: ServerResponse) =>
+    answer(source, request, response);
+  const server = plan.tls === null ? http.createServer(hear) : secureServer(plan.tls, hear);
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const { port } = server.address() as AddressInfo;
-  await client.publish(
-    {
-      sessionId: session.id,
-      identity: toSourceIdentity(identityFor(source.family)),
-      workerId: `hostile-${process.pid}-${index}`,
-      artifact: {
-        artifactId: source.artifactId,
-        family: source.family,
-        totalBytes: source.totalBytes,
-        fileCount: 1,
-        pieceCount: source.pieces.length,
-        baseArtifactIds: [],
-      },
-      endpoints: [`http://127.0.0.1:${port}`],
-      complete: true,
-      status: "ready",
-    },
-    deadline,
-  );
+  const endpoint = `${plan.tls === null ? "http" : "https"}://127.0.0.1:${port}`;
+  await publish(source, index, endpoint);
+  endpoints.push(endpoint);
 }
-console.log("hostile peer is listed");
+console.log(JSON.stringify({ endpoints } satisfies Listening));
+
+function secureServer({ key, certificate }: Shown, hear: http.RequestListener): https.Server {
+  const options = { key, cert: certificate, requestCert: true, rejectUnauthorized: false };
+  return https.createServer(options, hear);
+}
+
+async function openPublisher(address: string) {
+  const client = connectCoordinator({ address, timeoutMs: 5_000 });
+  const hello = { nodeId: "hostile", agentEndpoint: "http://127.0.0.1:1" };
+  const session = await client.openSession(hello, deadline);
+  return async (source: HostileSource, index: number, endpoint: string): Promise<void> => {
+    const artifact = {
+      artifactId: source.artifactId,
+      family: source.family,
+      totalBytes: source.totalBytes,
+      fileCount: 1,
+      pieceCount: source.pieces.length,
+      baseArtifactIds: [],
+    };
+    await client.publish(
+      {
+        sessionId: session.id,
+        identity: toSourceIdentity(identityFor(source.family)),
+        workerId: `hostile-${process.pid}-${index}`,
+        artifact,
+        endpoints: [endpoint],
+        complete: true,
+        status: "ready",
+      },
+      deadline,
+    );
+  };
+}
 
 function answer(source: HostileSource, request: IncomingMessage, response: ServerResponse): void {
   const [path = "", query = ""] = (request.url ?? "").split("?");

@@ -25,9 +25,51 @@ export interface HostileSource {
   readonly isMislabelled: boolean;
 }
 
+/** PEM. */
+export interface Shown {
+  readonly key: string;
+  readonly certificate: string;
+}
+
 export interface HostilePlan {
-  readonly coordinator: string;
+  /** Where it publishes like any replica; null when somebody else names it to targets. */
+  readonly coordinator: string | null;
+  /** What it shows of itself; null for plaintext. */
+  readonly tls: Shown | null;
   readonly sources: readonly HostileSource[];
+}
+
+/** What a hostile coordinator names to whoever looks for a family, in this order. */
+export interface ListedSource {
+  readonly family: string;
+  readonly artifactId: string;
+  readonly totalBytes: number;
+  readonly endpoint: string;
+  /** Whom it tells the target to expect there. */
+  readonly identity: string;
+  /** How many times over. */
+  readonly times: number;
+}
+
+export interface CoordinatorPlan {
+  readonly tls: Shown | null;
+  readonly listed: readonly ListedSource[];
+  readonly find: "list" | "silent" | "one_too_few" | "endless" | "garbage";
+  /** Envelopes that each session is told of, in base64. */
+  readonly policies: readonly string[];
+  /** Then this many bytes of nonsense in a policy's place, again and again. */
+  readonly floodBytes: number;
+  /** What whoever enrols is given, in base64; null refuses. */
+  readonly enrol: {
+    readonly certificate: string;
+    readonly authorities: readonly string[];
+    readonly policy: string;
+  } | null;
+}
+
+/** The one line that either prints when it listens. */
+export interface Listening {
+  readonly endpoints: readonly string[];
 }
 
 /** The identity that the target computes for a cache given by hand. */

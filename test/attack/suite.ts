@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every attack by name, against real processes: a coordinator, a hostile peer and a replica. An attack
-// is refused when its code is in the record, nothing of it lies in the cache, no receipt or staging is
-// left, and the engine started all the same.
+// Every attack by name, against real processes: a hostile peer, a hostile coordinator or a hostile client
+// on one side, a replica or a coordinator as users start it on the other. An attack on a replica is
+// refused when its code is in the record, nothing of it lies in the cache, no receipt or staging is left,
+// and the engine started all the same.
 
-import { type ChildProcess, spawn } from "node:child_process";
-import path from "node:path";
 import { startTestCoordinator } from "../support/relight.ts";
 import { temporaryFolder } from "../support/temporary-folder.ts";
+import { attackByListing, coordinatorAttacks } from "./coordinators.ts";
 import { makeKeys, policyFor } from "./forge.ts";
-import type { HostileSource } from "./plan.ts";
+import { type Hostile, startHostile } from "./hostile.ts";
+import type { CoordinatorPlan, HostilePlan, HostileSource, Listening, Shown } from "./plan.ts";
 import { revokedArtifact, statementAttacks } from "./statements.ts";
 import { canary, stateAttacks } from "./states.ts";
 import { judge, makeTarget, type Target } from "./target.ts";
@@ -24,9 +25,21 @@ const peakMiBMax = 1_024;
 
 /** What an attack needs: a fresh target, and a hostile peer that is listed. */
 export interface Arena {
-  target(name: string): Target;
-  /** Resolves when the coordinator lists every source. */
+  /** @param coordinator host:port; the honest one when absent */
+  target(name: string, coordinator?: string): Target;
+  /** Resolves when the honest coordinator lists every source. */
   lists(sources: readonly HostileSource[]): Promise<void>;
+  /** Sources that nobody lists yet. @returns their endpoints in order */
+  serves(sources: readonly HostileSource[], tls?: Shown | null): Promise<readonly string[]>;
+  /** A coordinator that does what it is told; the rest it does as an honest one without sources. */
+  misleads(plan: Partial<CoordinatorPlan>): Promise<Misleading>;
+}
+
+export interface Misleading {
+  /** host:port */
+  readonly address: string;
+  /** Names of the calls that it got. */
+  called(): ReadonlySet<string>;
 }
 
 export interface Result {
@@ -51,15 +64,30 @@ export async function runAttacks({
 }): Promise<Result> {
   using folder = temporaryFolder();
   await using coordinator = await startTestCoordinator(folder.path("store"));
-  const peers: ChildProcess[] = [];
+  const hostiles: Hostile[] = [];
   const outcomes: Outcome[] = [];
-  let count = 0;
+  const start = async (script: string, plan: object): Promise<Hostile & Listening> => {
+    const file = `plan-${hostiles.length}.json`;
+    folder.write(file, JSON.stringify(plan));
+    const hostile = startHostile(script, folder.path(file));
+    hostiles.push(hostile);
+    return { ...hostile, ...(JSON.parse(await hostile.firstLine) as Listening) };
+  };
+  const peer = (plan: HostilePlan) => start("hostile-peer", plan);
   const arena: Arena = {
-    target: (name) => makeTarget(folder.path(name), coordinator.address),
+    target: (name, address = coordinator.address) => makeTarget(folder.path(name), address),
     lists: async (sources) => {
-      const plan = `plan-${count++}.json`;
-      folder.write(plan, JSON.stringify({ coordinator: coordinator.address, sources }));
-      peers.push(await startPeer(folder.path(plan)));
+      await peer({ coordinator: coordinator.address, tls: null, sources });
+    },
+    serves: async (sources, tls = null) =>
+      (await peer({ coordinator: null, tls, sources })).endpoints,
+    misleads: async (changes) => {
+      const plan: CoordinatorPlan = { ...quiet, ...changes };
+      const { endpoints, lines } = await start("hostile-coordinator", plan);
+      return {
+        address: endpoints[0] ?? "",
+        called: () => new Set(lines().map((line) => line.replace("called ", ""))),
+      };
     },
   };
   const note = (name: string, accepted: string | null) => {
@@ -68,7 +96,10 @@ export async function runAttacks({
   };
   try {
     await attackAllAtOnce(arena, note);
-    const left = stateAttacks.filter((attack) => !isQuick || attack.isQuick === true);
+    await attackByListing(arena, note);
+    const left = [...stateAttacks, ...coordinatorAttacks].filter(
+      (attack) => !isQuick || attack.isQuick === true,
+    );
     const play = async () => {
       for (let attack = left.shift(); attack !== undefined; attack = left.shift())
         note(attack.name, await attack.play(arena).catch((error: unknown) => String(error)));
@@ -76,7 +107,7 @@ export async function runAttacks({
     await Promise.all(Array.from({ length: atOnce }, play));
     return { outcomes, canary: await canary(arena) };
   } finally {
-    for (const peer of peers) peer.kill("SIGKILL");
+    for (const hostile of hostiles) hostile.stop();
   }
 }
 
@@ -104,14 +135,11 @@ async function attackAllAtOnce(
   note("memory-of-all-at-once", isBounded ? null : `the agent took ${start.peakMiB} MiB`);
 }
 
-async function startPeer(plan: string): Promise<ChildProcess> {
-  const script = path.join(import.meta.dirname, "hostile-peer.ts");
-  const peer = spawn(process.execPath, [script, plan], { stdio: ["ignore", "pipe", "inherit"] });
-  await new Promise<void>((resolve, reject) => {
-    peer.stdout.setEncoding("utf8").on("data", (text: string) => {
-      if (text.includes("listed")) resolve();
-    });
-    peer.once("exit", (code) => reject(new Error(`The hostile peer ended (${code})`)));
-  });
-  return peer;
-}
+const quiet: CoordinatorPlan = {
+  tls: null,
+  listed: [],
+  find: "list",
+  policies: [],
+  floodBytes: 0,
+  enrol: null,
+};

@@ -19,8 +19,12 @@ export interface Target {
   cache(name: string): string;
   /** As an operator, or somebody who can write the file, would. */
   hands(document: PolicyDocument, roots: readonly Signer[]): void;
-  start(names: readonly string[], flags?: readonly string[]): Promise<Start>;
+  /** @param until what the agent must have said before the engine looks into its caches */
+  start(names: readonly string[], flags?: readonly string[], until?: RegExp): Promise<Start>;
 }
+
+/** How long the engine waits for `until`; then it goes on, and the attack is judged by what there is. */
+const untilMsMax = 15_000;
 
 export interface Start {
   readonly record: BootRecord;
@@ -35,10 +39,12 @@ export interface Start {
 }
 
 const engine = `
+  i=0; while [ -n "$HOLD" ] && [ ! -e "$HOLD" ] && [ $i -lt 200 ]; do sleep 0.1; i=$((i+1)); done
   grep VmHWM /proc/$PPID/status > "$0"
   for each in "$@"; do echo "== $each"; (cd "$each" 2>/dev/null && find . -type f -not -path './.relight/*'); done
   true`;
 
+/** @param coordinator host:port */
 export function makeTarget(folder: string, coordinator: string): Target {
   const cache = (name: string) => path.join(folder, "caches", name);
   const trust = path.join(folder, "trust");
@@ -50,9 +56,11 @@ export function makeTarget(folder: string, coordinator: string): Target {
       fs.mkdirSync(trust, { recursive: true });
       fs.writeFileSync(path.join(trust, "policy.json"), signPolicy(document, roots));
     },
-    start: async (names, flags = []) => {
+    start: async (names, flags = [], until) => {
       const memory = path.join(folder, "memory");
-      await using run = relight([
+      const hold = path.join(folder, "said");
+      const environment = until === undefined ? {} : { HOLD: hold };
+      const words = [
         "run",
         `--coordinator-address=${coordinator}`,
         `--state-dir=${state}`,
@@ -71,7 +79,12 @@ export function makeTarget(folder: string, coordinator: string): Target {
         engine,
         memory,
         ...names.map(cache),
-      ]);
+      ];
+      await using run = relight(words, environment);
+      if (until !== undefined) {
+        await run.printed(until, untilMsMax).catch(() => {});
+        fs.writeFileSync(hold, "");
+      }
       const code = await run.exited;
       await run.drained;
       const [record] = readBoots(state, 1).boots;
