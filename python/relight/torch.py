@@ -126,6 +126,8 @@ def load_into(
         agent = Agent.connect(socket)
         try:
             report = agent.call("load", args, handles)
+            # What the engine compiles next, it reads from caches that may still be arriving.
+            agent.call("warm", {})
         except BaseException:
             agent.close()
             raise
@@ -136,6 +138,19 @@ def load_into(
         return _cold(error.code, error, error.details.get("mutated", unknown))
     except Exception as error:  # The one catch-all: a bug of ours must not stop the engine.
         return _cold("plugin_bug", error, True)
+
+
+def await_caches(socket=None):
+    """Returns once the agent has installed what peers had of the engine's caches, or has given up on it.
+
+    For an engine whose weights came from elsewhere: call it before the first compilation. load_into
+    does so itself.
+    """
+    try:
+        with Agent.connect(socket) as agent:
+            agent.call("warm", {})
+    except AgentError as error:
+        _log.warning("relight: caches are not waited for, %s: %s", error.code, error)
 
 
 def live_tensors(module, derived=None):

@@ -74,7 +74,7 @@ export interface WeightRecord {
   failures: { source: string; code: Code; message: string }[];
   /** GPU memory that the agent took meanwhile; null when it could not be read. */
   costBytes: number | null;
-  /** What others may read here now; null when nothing. */
+  /** What others could read here at last; null when nothing. */
   offered: { content: string; generation: number } | null;
 }
 

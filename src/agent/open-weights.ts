@@ -37,7 +37,9 @@ export interface WeightParts {
   /** Null for an endpoint that leads nowhere from here. */
   readonly openSource: (endpoint: string) => OpenSource | null;
   /** Opens the socket. @throws RelightError `port_in_use`, `request_invalid` for a path that is too long. */
-  readonly open: (host: Pick<WeightHostOptions, "sourcesFor" | "events">) => OpenWeights;
+  readonly open: (
+    host: Pick<WeightHostOptions, "sourcesFor" | "events" | "whenWarm">,
+  ) => OpenWeights;
 }
 
 export interface OpenWeights extends AsyncDisposable {
@@ -63,7 +65,7 @@ export function openWeightParts(settings: WeightSettings, clock: Clock): WeightP
 }
 
 function openSocket(
-  host: Pick<WeightHostOptions, "sourcesFor" | "events">,
+  host: Pick<WeightHostOptions, "sourcesFor" | "events" | "whenWarm">,
   {
     settings,
     machine,

@@ -87,6 +87,7 @@ export class ReplicaCaches {
   readonly #settings: CacheSettings;
   readonly #parts: CacheParts;
   readonly #ledger: Ledger;
+  readonly #checked = Promise.withResolvers<void>();
   #states: CacheState[] = [];
   /** Under which what is offered was last looked at. */
   #policyVersion: number | null;
@@ -104,26 +105,35 @@ export class ReplicaCaches {
     this.#ledger = options.ledger;
   }
 
+  /** Resolves once what lies here may be used by an engine, though more may still arrive. */
+  get checked(): Promise<void> {
+    return this.#checked.promise;
+  }
+
   /**
    * Learns who the replica is and, with `isInstalling`, installs what peers have, all within the
-   * budget. What goes wrong is in the ledger, not thrown. @throws RelightError `config_invalid`.
+   * budget and until `stop`. What goes wrong is in the ledger, not thrown.
+   * @throws RelightError `config_invalid`.
    */
-  async prepare(isInstalling: boolean): Promise<void> {
+  async prepare(isInstalling: boolean, stop?: AbortSignal): Promise<void> {
     const ledger = this.#ledger;
     using budget = startDeadlineOn(this.#parts.clock, {
       what: "warming the caches",
       ms: this.#settings.budgetMs,
+      ...(stop === undefined ? {} : { parent: stop }),
     });
     try {
       const facts = await ledger.phase("identify", () => this.#identify(budget.signal));
       this.#choose(facts);
       await this.#recheckAll();
+      this.#checked.resolve();
       if (isInstalling) await this.#warmAll(budget.signal);
     } catch (thrown) {
       if (thrown instanceof RelightError && thrown.code === "config_invalid") throw thrown;
       ledger.cold(ledger.record, thrown);
       for (const { record } of this.#states)
         if (record.state === "cold") ledger.cold(record, thrown);
+      this.#checked.resolve();
     }
     if (isInstalling) this.#sayOutcome();
   }

@@ -33,23 +33,26 @@ export interface OpenReplicaWeights extends AsyncDisposable {
 }
 
 /**
- * Opens the socket for one replica's engine, null where no weights are handed over.
+ * Opens the socket for one replica's engine.
  * @throws RelightError `port_in_use`, `request_invalid`
  */
 export function openReplicaWeights(
-  parts: Pick<CacheParts, "link" | "clock" | "log" | "narrator"> & WeightHoldings,
+  parts: Pick<CacheParts, "link" | "clock" | "log" | "narrator"> & { weights: WeightParts },
   {
     ledger,
     settings,
+    whenWarm,
     onChange,
   }: {
     readonly ledger: Ledger;
     readonly settings: Pick<CacheSettings, "isPublishing" | "discoverMsMax">;
+    /** Resolves when the engine's caches are as warm as they get. */
+    readonly whenWarm: () => Promise<void>;
+    /** The ledger has changed. */
     readonly onChange: () => void;
   },
-): OpenReplicaWeights | null {
+): OpenReplicaWeights {
   const { link, clock, log, narrator, weights: door } = parts;
-  if (door === null) return null;
   const replica: ReplicaWeights = new ReplicaWeights({
     ...{ link, clock, log, narrator, ledger, onChange },
     ...{ isPublishing: settings.isPublishing, discoverMsMax: settings.discoverMsMax },
@@ -57,7 +60,7 @@ export function openReplicaWeights(
     endpoint: () => opened.endpoint,
   });
   const { sourcesFor, events } = replica;
-  const opened = door.open({ sourcesFor, events });
+  const opened = door.open({ sourcesFor, events, whenWarm });
   return {
     socket: opened.socket,
     environment: { RELIGHT_AGENT_SOCKET: opened.socket },
@@ -141,9 +144,7 @@ class ReplicaWeights {
   }
 
   #withhold(coordinate: Coordinate): void {
-    this.#record(coordinate).offered = null;
     this.#options.link.takeBack(nameOf(coordinate));
-    this.#options.onChange();
   }
 
   #follow(layout: WeightLayout): (outcome: PullReport | RelightError) => void {

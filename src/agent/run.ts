@@ -18,7 +18,11 @@ import {
 } from "./engine.ts";
 import { Ledger, outcomeOf } from "./ledger.ts";
 import { type CacheParts, type CacheSettings, ReplicaCaches } from "./replica-caches.ts";
-import { openReplicaWeights, type WeightHoldings } from "./replica-weights.ts";
+import {
+  type OpenReplicaWeights,
+  openReplicaWeights,
+  type WeightHoldings,
+} from "./replica-weights.ts";
 
 export interface RunSettings extends CacheSettings {
   readonly nodeId: string;
@@ -51,6 +55,7 @@ class Run {
   readonly #parts: RunParts;
   readonly #ledger: Ledger;
   readonly #caches: ReplicaCaches;
+  #kept: Promise<void> = Promise.resolve();
 
   constructor(command: readonly string[], env: Environment, { settings, parts }: RunOptions) {
     this.#command = command;
@@ -72,12 +77,12 @@ class Run {
 
   async run(): Promise<number> {
     const { record } = this.#ledger;
-    await this.#caches.prepare(this.#settings.isInstalling);
-    await using weights = openReplicaWeights(this.#parts, {
-      ledger: this.#ledger,
-      settings: this.#settings,
-      onChange: () => void this.#keepRecord(),
-    });
+    const over = new AbortController();
+    const prepared = this.#caches.prepare(this.#settings.isInstalling, over.signal);
+    prepared.catch(() => undefined); // Told below, once somebody waits for it.
+    await using weights = this.#openWeights(prepared);
+    // With weights the engine starts at once and its caches arrive meanwhile: it is held in its load.
+    await (weights === null ? prepared : Promise.race([this.#caches.checked, prepared]));
     const start = this.#ledger.startPhase("engine");
     const env = weights === null ? this.#env : { ...this.#env, ...weights.environment };
     using engine = await startEngine(this.#command, env);
@@ -86,16 +91,44 @@ class Run {
     engine.stopping.addEventListener("abort", () => void this.#parts.link.withdraw(), {
       once: true,
     });
-    const background = this.#serve(engine, start);
+    const background = this.#serve(engine, { start, prepared });
     record.exitCode = await engine.exited;
+    over.abort(new RelightError("cancelled", "The engine has ended"));
     start.endMs ??= this.#ledger.elapsedMs();
     await background;
     await this.#keepRecord();
     return record.exitCode;
   }
 
+  /** Null where none are handed over, or where the socket cannot be opened: then weights are cold. */
+  #openWeights(prepared: Promise<void>): OpenReplicaWeights | null {
+    const { weights } = this.#parts;
+    if (weights === null) return null;
+    try {
+      return openReplicaWeights(
+        { ...this.#parts, weights },
+        {
+          ledger: this.#ledger,
+          settings: this.#settings,
+          whenWarm: () => prepared.catch(() => undefined), // Told by whoever awaits it in run().
+          onChange: () => void this.#keepRecord(),
+        },
+      );
+    } catch (thrown) {
+      const phase = this.#ledger.startPhase("weights");
+      phase.endMs = phase.startMs;
+      const { code, message } = asRelightError(thrown);
+      [phase.code, phase.detail] = [code, message];
+      this.#parts.narrator.say(`cold: weights: ${code}: ${message}`);
+      return null;
+    }
+  }
+
   /** While the engine runs: wait for health, publish, look again and again. Never fails. */
-  async #serve(engine: Engine, start: { endMs: number | null }): Promise<void> {
+  async #serve(
+    engine: Engine,
+    { start, prepared }: { start: { endMs: number | null }; prepared: Promise<void> },
+  ): Promise<void> {
     const stop = AbortSignal.any([engine.ended, engine.stopping]);
     try {
       await this.#keepRecord();
@@ -103,6 +136,7 @@ class Run {
       start.endMs = this.#ledger.elapsedMs();
       this.#ledger.record.healthyMs = start.endMs;
       this.#parts.narrator.say(`engine healthy after ${formatMs(start.endMs)}`);
+      await prepared;
       this.#caches.countHits();
       await this.#keepRecord();
       if (this.#settings.isPublishing)
@@ -135,7 +169,13 @@ class Run {
   }
 
   /** The record on this node's disk and at the coordinator, as it is now. Failures cost only the record. */
-  async #keepRecord(): Promise<void> {
+  #keepRecord(): Promise<void> {
+    // One after the other: the coordinator keeps what arrives last.
+    this.#kept = this.#kept.then(() => this.#keepRecordNow());
+    return this.#kept;
+  }
+
+  async #keepRecordNow(): Promise<void> {
     const { record } = this.#ledger;
     try {
       writeBoot(this.#settings.stateFolder, record);

@@ -5,7 +5,11 @@
 import type { Environment } from "../artifacts/family.ts";
 import { type BootRecord, Ledger } from "./ledger.ts";
 import { type CacheParts, type CacheSettings, ReplicaCaches } from "./replica-caches.ts";
-import { openReplicaWeights, type WeightHoldings } from "./replica-weights.ts";
+import {
+  type OpenReplicaWeights,
+  openReplicaWeights,
+  type WeightHoldings,
+} from "./replica-weights.ts";
 
 interface ServeOptions {
   readonly settings: CacheSettings;
@@ -20,16 +24,28 @@ export async function serveCaches(
   stop: AbortSignal,
 ): Promise<void> {
   const { caches, ledger } = openCaches(env, options);
-  const { parts, settings } = options;
-  const onChange = () => {};
-  await using weights = openReplicaWeights(parts, { ledger, settings, onChange });
-  if (weights !== null) parts.narrator.say(`engines hand over weights at ${weights.socket}`);
-  await caches.prepare(options.isInstalling);
+  const prepared = caches.prepare(options.isInstalling, stop);
+  await using _weights = openWeights(options, { ledger, prepared });
+  await prepared;
   await caches
     .publishUntil(stop, async () => {})
     .catch((thrown: unknown) => {
       if (!stop.aborted) throw thrown;
     });
+}
+
+/** For engines that somebody else starts. @throws RelightError when the socket cannot be opened. */
+function openWeights(
+  { parts, settings }: ServeOptions,
+  { ledger, prepared }: { readonly ledger: Ledger; readonly prepared: Promise<void> },
+): OpenReplicaWeights | null {
+  const { weights, narrator } = parts;
+  if (weights === null) return null;
+  const whenWarm = () => prepared;
+  const options = { ledger, settings, whenWarm, onChange: () => {} };
+  const opened = openReplicaWeights({ ...parts, weights }, options);
+  narrator.say(`engines hand over weights at ${opened.socket}`);
+  return opened;
 }
 
 /** @returns what became of each cache. @throws RelightError `config_invalid`. */

@@ -19,6 +19,7 @@ export const calls = {
     sources: z.array(z.string().min(1).max(1_024)).max(64),
     content: content.nullable(),
   }),
+  warm: z.strictObject({}),
   change: z.strictObject({ key }),
   changed: z.strictObject({ key }),
   withdraw: z.strictObject({ key }),

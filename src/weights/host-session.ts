@@ -38,6 +38,8 @@ export interface WeightHostOptions {
   ) => Promise<FoundSources>;
   /** For whoever announces what is offered here and keeps the ledger. None of them may throw. */
   readonly events?: WeightEvents;
+  /** Resolves when what the engine reads next from disk is there; never rejects. At once when absent. */
+  readonly whenWarm?: () => Promise<void>;
 }
 
 /** Disposing ends the connections that were made to them. */
@@ -78,6 +80,10 @@ export class WeightSession {
         return plain(await this.#publish(read("publish", args), handles, signal));
       case "load":
         return plain(await this.#load(read("load", args), handles, signal));
+      case "warm":
+        read("warm", args);
+        await Promise.race([this.#options.whenWarm?.(), aborted(signal)]);
+        return plain({});
       case "change":
         return plain(
           await this.#change(this.#publications.getOwn(read("change", args).key, this), signal),
@@ -119,8 +125,8 @@ export class WeightSession {
     const layout = parseLayout(args.layout);
     const memory = engineMemory(args.deviceUuid, layout, handles);
     const { manifest, costBytes } = await this.#digest({ layout, memory }, 1, signal);
-    const name = this.#publications.add({ owner: this, memory, manifest });
-    return { key: name, generation: manifest.generation, content: contentId(manifest), costBytes };
+    const added = this.#publications.add({ owner: this, memory, manifest });
+    return { ...added, content: contentId(manifest), costBytes };
   }
 
   async #load(
@@ -179,14 +185,11 @@ export class WeightSession {
   }) {
     const { target, memory, report } = loaded;
     const manifest = ownManifest(target, report);
-    const name = coordinateKey(target.coordinate);
-    const offer = { key: name, generation: manifest.generation };
     try {
-      this.#publications.add({ owner: this, memory, manifest });
-      return { ...offer, isOffered: true };
+      return { ...this.#publications.add({ owner: this, memory, manifest }), isOffered: true };
     } catch {
       // The weights are there and right; that a sibling of this part offers them already costs nothing.
-      return { ...offer, isOffered: false };
+      return { key: coordinateKey(target.coordinate), generation: 0, isOffered: false };
     }
   }
 

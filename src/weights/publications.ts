@@ -40,21 +40,26 @@ export class Publications {
   }
 
   /** @throws conflict when a worker that is still connected has published the same part. */
-  add(published: Pick<Publication, "owner" | "memory" | "manifest">): string {
-    const { coordinate, generation } = published.manifest;
-    const key = coordinateKey(coordinate);
+  add({ owner, memory, manifest }: Pick<Publication, "owner" | "memory" | "manifest">): {
+    readonly key: string;
+    readonly generation: number;
+  } {
+    const key = coordinateKey(manifest.coordinate);
     const present = this.#byKey.get(key);
-    if (present !== undefined && present.owner !== published.owner) {
+    if (present !== undefined && present.owner !== owner) {
       throw new RelightError(
         "conflict",
         `Cannot publish "${key}": another worker of this node has published it`,
         { details: { key } },
       );
     }
+    // Whoever has the old manifest must not take a lease of the new one for its own.
+    const generation = present === undefined ? manifest.generation : present.leases.generation + 1;
     const leases = openLeases(this.#readersMax, generation);
-    this.#byKey.set(key, { ...published, leases, settled: Promise.resolve() });
-    this.#events.offered(published.manifest);
-    return key;
+    const added = { owner, memory, manifest: { ...manifest, generation }, leases };
+    this.#byKey.set(key, { ...added, settled: Promise.resolve() });
+    this.#events.offered(added.manifest);
+    return { key, generation };
   }
 
   /** @throws no_source */
