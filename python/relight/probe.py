@@ -122,6 +122,9 @@ def main():
         learn("triton_key", triton_key)
     if "deep_gemm" in facts:
         learn("deep_gemm_path", lambda: folder_of("deep_gemm"))
+    if "flashinfer" in facts:
+        learn("flashinfer_path", lambda: folder_of("flashinfer"))
+    if "deep_gemm" in facts or "flashinfer" in facts:
         learn("nvcc", nvcc)
     if any(name in facts for name in ("torch", "triton", "flashinfer")):
         learn("gpu_arch", gpu_arch)

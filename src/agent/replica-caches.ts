@@ -13,6 +13,7 @@ import {
   identityOf,
   mergeFacts,
 } from "../artifacts/identity.ts";
+import { flashinferJit } from "../artifacts/kinds/flashinfer.ts";
 import { readReceipts } from "../artifacts/receipt.ts";
 import { listCache } from "../artifacts/seal.ts";
 import type { Sealer } from "../artifacts/sealer.ts";
@@ -204,6 +205,7 @@ export class ReplicaCaches {
       framework,
       compile_config: compileConfigDigest(this.#command, this.#env),
       machine: machine(),
+      flashinfer_root: flashinferJit.root(this.#env) ?? "",
       ...factsOfCommand(this.#command),
     };
     if (this.#command.length === 0 && python === "") return mergeFacts(own, facts);

@@ -16,6 +16,8 @@ export const factNames = [
   "gpu_arch",
   "nvcc",
   "flashinfer",
+  "flashinfer_path",
+  "flashinfer_root",
   "deep_gemm",
   "deep_gemm_path",
   "tilelang",
@@ -52,6 +54,8 @@ export interface Family {
   readonly dependsOn: readonly FactName[];
   /** Half-written by the compiler, or worthless to another replica. */
   isTemporary(path: string): boolean;
+  /** A build tool compares the files' modification times: they travel, and are given to what is installed. */
+  readonly keepsTimes?: boolean;
   /** Names its root and travels in portable form (rebase.ts). */
   isRooted(path: string): boolean;
   /** Groups files into what was compiled: the unit that hits and compiles are counted in; null to not count. */

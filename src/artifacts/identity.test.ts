@@ -12,6 +12,7 @@ import {
   mergeFacts,
 } from "./identity.ts";
 import { deepGemm } from "./kinds/deep-gemm.ts";
+import { flashinferJit } from "./kinds/flashinfer.ts";
 import { triton } from "./kinds/triton.ts";
 
 const serve = ["/opt/venv/bin/vllm", "serve", "org/model", "-tp", "8", "--dtype=bfloat16"];
@@ -61,6 +62,12 @@ describe("identityOf()", () => {
   test("separates DeepGEMM caches of packages at different paths, whose keys never match", () => {
     const at = (path: string) => identityOf(deepGemm, mergeFacts({ deep_gemm_path: path }), {});
     assert.notDeepEqual(at("/venv/a").facts, at("/venv/b").facts);
+  });
+
+  test("separates FlashInfer caches under different roots, whose builds name every file by path", () => {
+    const at = (root: string) =>
+      identityOf(flashinferJit, mergeFacts({ flashinfer_root: root }), {});
+    assert.notDeepEqual(at("/a/.cache/flashinfer").facts, at("/b/.cache/flashinfer").facts);
   });
 
   test("names what is unknown and matters", () => {

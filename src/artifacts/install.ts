@@ -118,7 +118,6 @@ export function installStaged(options: {
 }): Installed {
   const { root, staging, manifest, files, nowMs } = options;
   const finishing = options.finishing ?? finishingOf(manifest, nowMs);
-  const mtimeMs = finishing.modifiedMs;
   const left = unfinished(manifest, files, finishing);
   const members = new Set(left.length === 0 ? [] : manifest.files.map((file) => file.path));
   for (const file of left) prepareFile(file, { root, staging, members, finishing });
@@ -129,12 +128,12 @@ export function installStaged(options: {
     installedAtMs: nowMs,
     sources: [...options.sources],
     trust: options.trust ?? null,
-    files: files.map(({ path: name, form, size, digest }) => ({
-      path: name,
-      form,
-      size,
-      digest,
-      mtimeMs,
+    files: files.map((file) => ({
+      path: file.path,
+      form: file.form,
+      size: file.size,
+      digest: file.digest,
+      mtimeMs: modifiedMsOf(file, finishing),
     })),
   };
   const text = JSON.stringify(receipt);
@@ -144,7 +143,12 @@ export function installStaged(options: {
   return { receipt: final, kept };
 }
 
-/** What is left to do of `files`: the fetcher never does it for a file that has to be changed. */
+/** Its own where its cache keeps times; never later than now, so that no peer can date a file ahead. */
+function modifiedMsOf(file: ManifestFile, { modifiedMs }: Finishing): number {
+  return Math.min(file.modifiedMs ?? modifiedMs, modifiedMs);
+}
+
+/** What is left to do of `files`: the fetcher does not change a file, nor knows of times of its own. */
 function unfinished(
   manifest: Manifest,
   files: readonly ManifestFile[],
@@ -152,7 +156,9 @@ function unfinished(
 ): ManifestFile[] {
   const staged = new Set(files);
   return manifest.files.filter(
-    (file, at) => staged.has(file) && (file.form === "rooted" || !finished.has(at)),
+    (file, at) =>
+      staged.has(file) &&
+      (file.form === "rooted" || file.modifiedMs !== undefined || !finished.has(at)),
   );
 }
 
@@ -229,7 +235,8 @@ function prepareFile(
     }
     checkStructure(staging.tree, file.path);
     fs.chmodSync(staged, file.mode);
-    fs.utimesSync(staged, new Date(finishing.accessMs), new Date(finishing.modifiedMs));
+    const modifiedMs = modifiedMsOf(file, finishing);
+    fs.utimesSync(staged, new Date(modifiedMs - accessLagMs), new Date(modifiedMs));
   } catch (error) {
     throw fromNodeError(error, `prepare "${file.path}"`);
   }

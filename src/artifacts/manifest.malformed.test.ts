@@ -79,6 +79,8 @@ describe("decodeManifest()", () => {
     ["a mode that others may write", { mode: 0o777 }],
     ["an unknown form", { form: "link" }],
     ["a link's target", { target: "/etc" }],
+    ["a modification time that is no time", { modifiedMs: -1 }],
+    ["a modification time as text", { modifiedMs: "1" }],
     ["a digest of another algorithm", { digest: `md5:${"0".repeat(32)}` }],
     ["a digest in capitals", { digest: digestA.toUpperCase() }],
     ["chunks where the size wants none", { chunks: [blake3Hex(Buffer.from("a"))] }],
@@ -120,6 +122,26 @@ describe("decodeManifest()", () => {
           file(`f${String(index).padStart(4, "0")}`, large),
         ),
       ),
+    );
+  });
+
+  test("refuses more files than a target takes, before it looks at any", () => {
+    const files = Array(manifestLimits.filesMax + 1).fill(null);
+    assert.throws(() => decode(files), {
+      code: "manifest_invalid",
+      message: /400001 files, want 1 to 400000/,
+    });
+  });
+
+  test("accepts a file with its modification time, in the key's place", () => {
+    const timed = encodeManifest({
+      family: "x",
+      files: [file("a", { modifiedMs: 5 }), file("b")] as never,
+    });
+    const { files } = decodeManifest(timed.bytes, timed);
+    assert.deepEqual(
+      files.map(({ modifiedMs }) => modifiedMs),
+      [5, undefined],
     );
   });
 

@@ -41,6 +41,11 @@ export interface ManifestFile {
   readonly path: string;
   /** Permission bits: 0o644 or 0o755, nothing else. */
   readonly mode: 0o644 | 0o755;
+  /**
+   * Modification time in Unix milliseconds, rounded down; only where the cache's own tool compares times
+   * (`Family.keepsTimes`). Installed no later than the clock says.
+   */
+  readonly modifiedMs?: number;
   /** In bytes, of the form that travels. */
   readonly size: number;
   readonly form: Form;
@@ -70,6 +75,7 @@ const manifestShape = z.strictObject({
 
 /** In the order of the canonical form. */
 const fileKeys = ["chunks", "digest", "form", "mode", "path", "size"] as const;
+const timedFileKeys = ["chunks", "digest", "form", "mode", "modifiedMs", "path", "size"] as const;
 
 /** The canonical bytes and the id of a manifest. `files` may come in any order. */
 export function encodeManifest(manifest: Manifest): SealedManifest {
@@ -79,11 +85,13 @@ export function encodeManifest(manifest: Manifest): SealedManifest {
 function encodeOrdered({ family: name, files }: Manifest): SealedManifest {
   // Keys are written in order, so that the engine's own writer gives canonical bytes, five times faster.
   const list = JSON.stringify(
-    files.map(({ path, mode, size, form, digest, chunks }) => ({
+    files.map(({ path, mode, modifiedMs, size, form, digest, chunks }) => ({
       chunks,
       digest,
       form,
       mode,
+      // Left out of the text where it is undefined.
+      modifiedMs,
       path,
       size,
     })),
@@ -177,14 +185,16 @@ function parse(bytes: Buffer): Manifest {
 function fileProblem(value: unknown): string | null {
   if (typeof value !== "object" || value === null) return "want an object";
   const keys = Object.keys(value);
-  if (keys.length !== fileKeys.length || !keys.every((key, at) => key === fileKeys[at]))
-    return `want the keys ${fileKeys.join(", ")} in this order`;
-  const { chunks, digest, form, mode, path, size } = value as Record<
-    (typeof fileKeys)[number],
-    unknown
+  const wanted = keys.length === timedFileKeys.length ? timedFileKeys : fileKeys;
+  if (keys.length !== wanted.length || !keys.every((key, at) => key === wanted[at]))
+    return `want the keys ${timedFileKeys.join(", ")} in this order, or all but modifiedMs`;
+  const { chunks, digest, form, mode, modifiedMs, path, size } = value as Partial<
+    Record<(typeof timedFileKeys)[number], unknown>
   >;
   if (typeof path !== "string" || path === "" || path.length > 4_096) return "path: wrong length";
   if (mode !== 0o644 && mode !== 0o755) return "mode: want 420 or 493";
+  if (wanted === timedFileKeys && !(Number.isSafeInteger(modifiedMs) && Number(modifiedMs) >= 0))
+    return "modifiedMs: want milliseconds, 0 or more";
   if (!Number.isSafeInteger(size) || !isWithin(size, manifestLimits.fileBytesMax))
     return `size: want an integer of 0 to ${manifestLimits.fileBytesMax}`;
   if (form !== "plain" && form !== "rooted") return "form: want plain or rooted";

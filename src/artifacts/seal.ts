@@ -169,7 +169,12 @@ function readFile(
     if (content === null || !isSameStamp(stamp, after)) return "changed";
     const mode = (before.mode & 0o100n) === 0n ? 0o644 : 0o755;
     return {
-      entry: { path: relative, mode, ...content.entry },
+      entry: {
+        path: relative,
+        mode,
+        ...content.entry,
+        ...(options.family.keepsTimes === true ? { modifiedMs: Number(before.mtimeMs) } : {}),
+      },
       ...stamp,
       ...(content.portable ? { portable: content.portable } : {}),
       ...(content.spooled ? { spooled: content.spooled } : {}),

@@ -97,6 +97,15 @@ describe("statement", () => {
     assert.equal(factsOf(statement).artifactId, artifactId);
   });
 
+  test("a file's modification time is signed with it", () => {
+    const [one, ...others] = manifest.files;
+    assert.ok(one !== undefined);
+    const timed = encodeManifest({ ...manifest, files: [{ ...one, modifiedMs: 7 }, ...others] });
+    const bytes = encodeStatement({ manifest: timed, authorship });
+    assert.deepEqual(decodeStatement(bytes).manifest, timed);
+    assert.equal(canonicalJson(JSON.parse(bytes.toString())), bytes.toString());
+  });
+
   test("a statement is an in-toto Statement v1 whose subjects are the files", () => {
     const json = JSON.parse(payload.toString());
     assert.equal(json._type, "https://in-toto.io/Statement/v1");

@@ -67,6 +67,7 @@ const subjectShape = z.strictObject({
     chunks: z.array(hex),
     form: z.enum(["plain", "rooted"]),
     mode: z.union([z.literal(0o644), z.literal(0o755)]),
+    modifiedMs: z.int().min(0).exactOptional(),
     size: z.int().min(0).max(manifestLimits.fileBytesMax),
   }),
 });
@@ -208,10 +209,10 @@ function refuse(
   });
 }
 
-function subjectOf({ path, digest, chunks, form, mode, size }: ManifestFile) {
+function subjectOf({ path, digest, chunks, form, mode, modifiedMs, size }: ManifestFile) {
   const [algorithm = "", hexDigest = ""] = digest.split(":");
   return {
-    annotations: { chunks, form, mode, size },
+    annotations: { chunks, form, mode, modifiedMs, size },
     digest: { [algorithm]: hexDigest },
     name: path,
   };

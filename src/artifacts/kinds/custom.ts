@@ -4,9 +4,11 @@
 
 import path from "node:path";
 import { RelightError } from "../../errors.ts";
-import { type Family, factNames, isTemporaryName } from "../family.ts";
+import { type FactName, type Family, factNames, isTemporaryName } from "../family.ts";
 import { isRootedFile } from "../rebase.ts";
 
+/** Of other families: where their packages and caches lie says nothing of this one. */
+const pathFacts: readonly FactName[] = ["deep_gemm_path", "flashinfer_path", "flashinfer_root"];
 /** What compilers leave beside their output; everything else counts as compiled. */
 const besides = /\.(c|cc|cpp|cu|cuh|h|hpp|py|txt|log|json|d|o|s|ptx|ll|ttir|ttgir|llir)$/;
 
@@ -26,7 +28,7 @@ export function customFamily(name: string, folder: string): Family {
     usedBy: [],
     root: () => root,
     sourceType: 3,
-    dependsOn: factNames.filter((fact) => fact !== "deep_gemm_path"),
+    dependsOn: factNames.filter((fact) => !pathFacts.includes(fact)),
     isTemporary: isTemporaryName,
     isRooted: isRootedFile,
     unitOf: (file) => (besides.test(file) ? null : file),

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // FlashInfer: JIT-built operators (shared objects, keyed by version and architecture), and the
-// autotuner's results as vLLM keeps them. Source: flashinfer/jit/env.py; vLLM's kernel warm-up.
+// autotuner's results as vLLM keeps them. Source: flashinfer/jit/env.py, core.py, cpp_ext.py; vLLM's
+// kernel warm-up. Operators are built by ninja at every use, which compares modification times with those
+// in its own log and names everything by absolute path: times travel, and the folders of the cache and of
+// the package are part of the identity, so that at another path the cache is refused rather than inert.
 
 import path from "node:path";
 import { type Family, isTemporaryName } from "../family.ts";
@@ -21,14 +24,19 @@ export const flashinferJit: Family = {
     "python",
     "torch",
     "cuda",
+    "nvcc",
     "gpu_arch",
     "flashinfer",
+    "flashinfer_path",
+    "flashinfer_root",
     "model",
     "tp",
     "dtype",
     "quantization",
   ],
-  isTemporary: isTemporaryName,
+  // A log that every process writes to would be a delta every few seconds.
+  isTemporary: (file) => isTemporaryName(file) || file.endsWith(".log"),
+  keepsTimes: true,
   isRooted: () => false,
   unitOf: (file) => (file.endsWith(".so") ? file : null),
 };
