@@ -355,7 +355,7 @@ __device__ void finish(State* live, const State& copy, uint32_t members, const V
                        const View* received) {
     if (sent != nullptr) live->combine_sent = sent->epoch;
     if (received != nullptr) {
-        const uint32_t failed = atomicExch(&live->combine_failed, 0u);
+        const uint32_t failed = take_failed(&live->combine_failed);
         live->combine_received = received->epoch;
         RelightEpHostRecord* record = host_record(&copy);
         publish(&live->combine, record == nullptr ? nullptr : &record->combine, received->epoch,

@@ -46,18 +46,35 @@ __device__ __forceinline__ uint32_t owner_of(const View& view, int64_t expert) {
     return owners_of(view)[expert];
 }
 
-// May I write to `slot`? Only when it has consumed what I put there `parities` epochs ago.
-__device__ __noinline__ bool gate(const View& view, uint32_t slot) {
+// May I write to `slot`? Only when it has consumed what I put there `parities` epochs ago. Asked in two
+// steps, so that the answer is on its way while the caller does other things.
+struct Gate {
+    const uint64_t* cell;  // null: open without asking
+    uint64_t wanted, seen;
+};
+
+__device__ __forceinline__ Gate approach(const View& view, uint32_t slot) {
     const State* s = view.state;
-    if (slot == s->rank || view.epoch < s->parities) return true;
-    const uint64_t older = view.epoch - s->parities;
-    if (older == 0 || older < s->on_at[slot] || older < s->on_at[s->rank]) return true;
-    const uint64_t* cell = &view.line(s->rank, slot)->consumed[older % s->parities];
-    const uint64_t wanted = tag(older, s->incarnation[slot]);
+    Gate gate{nullptr, 0, 0};
+    if (slot == s->rank || view.epoch <= s->parities) return gate;
+    const uint64_t older = view.epoch - s->parities;  // of the same parity
+    if (older < s->on_at[slot] || older < s->on_at[s->rank]) return gate;
+    gate.cell = &view.line(s->rank, slot)->consumed[view.parity];
+    gate.wanted = tag(older, s->incarnation[slot]);
+    gate.seen = ptx::load_relaxed_system(gate.cell);
+    return gate;
+}
+
+__device__ __noinline__ bool wait_at(const View& view, const Gate& gate, uint32_t slot) {
     const Wait wait =
-        await(view.live, cell, wanted, true, slot, RELIGHT_EP_PHASE_GATE, view.epoch);
+        await(view.live, gate.cell, gate.wanted, true, slot, RELIGHT_EP_PHASE_GATE, view.epoch);
     if (wait != Wait::kReady) note_failed(&view.live->dispatch_failed, 1u << slot);
     return wait == Wait::kReady;
+}
+
+// Relaxed is enough: what follows are stores, which wait for the answer.
+__device__ __forceinline__ bool pass(const View& view, const Gate& gate, uint32_t slot) {
+    return gate.cell == nullptr || reached(gate.seen, gate.wanted) || wait_at(view, gate, slot);
 }
 
 // ---- Sending rows: warps 0-7 ----
@@ -84,8 +101,11 @@ __device__ void send_rows(const View& view, const RelightEpDispatchArgs& args, u
     uint32_t sums[3] = {};  // of the last three rows, newest first
 
     // Each lane of warp 0 owns the traffic to one rank. Lanes store in their order, so every block
-    // starts with another rank: else all ranks would storm rank 0 first. Cells trail by two rows: by
-    // bulk_wait<2> the row before the last two is out and its stage is free for the next row but one.
+    // starts with another rank: else all ranks would storm rank 0 first. While each row has a stage
+    // of its own a cell follows its row at once. Beyond that cells trail by two rows, for a reader
+    // that comes too early reads twice: by bulk_wait<2> the row before the last two is out and its
+    // stage is free for the next row but one.
+    const bool at_once = tokens <= kStages * gridDim.x;
     const uint32_t peer =
         lane < s->ranks_max ? (lane + s->rank + 1 + blockIdx.x) % s->ranks_max : lane;
     const auto prove = [&](uint32_t back, uint32_t token) {
@@ -103,25 +123,26 @@ __device__ void send_rows(const View& view, const RelightEpDispatchArgs& args, u
         float weight = 0.0f;
         if (chooses && args.topk_weights != 0)
             weight = reinterpret_cast<const float*>(args.topk_weights)[choice];
+        Gate gate{nullptr, 0, 0};
+        if (issuer && step == 0 && (members >> peer & 1)) gate = approach(view, peer);
         const Chunks row = load_row(x, s->hidden, thread);
-        uint32_t to = 0;
-        if (issuer) {
-            const uint32_t owner = owner_of(view, expert);
-            if (step == 0) {
-                const bool open = (members >> peer & 1) && gate(view, peer);
-                reachable = __reduce_or_sync(0xffffffffu, open ? 1u << peer : 0);
-            }
-            const bool owned = owner != RELIGHT_EP_NO_OWNER && (owner >> 16) < kRanksMax;
-            to = __reduce_or_sync(0xffffffffu, owned ? 1u << (owner >> 16) : 0) & reachable;
-            if (chooses) reinterpret_cast<float*>(stage)[lane] = weight;
-        }
+        // Where it goes is looked up while the row is on its way from memory.
+        const uint32_t owner = issuer ? owner_of(view, expert) : RELIGHT_EP_NO_OWNER;
         if constexpr (kFp8)
             quantise_row(row, stage + header, s->hidden, args.format, thread);
         else
             copy_row(row, stage + header, s->hidden, thread);
+        if (chooses) reinterpret_cast<float*>(stage)[lane] = weight;
         ptx::fence_shared_to_async();
         ptx::barrier(kSenderBarrier, kSenders);
         if (!issuer) continue;
+        if (step == 0) {
+            const bool open = (members >> peer & 1) && pass(view, gate, peer);
+            reachable = __reduce_or_sync(0xffffffffu, open ? 1u << peer : 0);
+        }
+        const bool owned = owner != RELIGHT_EP_NO_OWNER && (owner >> 16) < kRanksMax;
+        const uint32_t to =
+            __reduce_or_sync(0xffffffffu, owned ? 1u << (owner >> 16) : 0) & reachable;
         if (to >> peer & 1) ptx::bulk_store(view.row(peer, s->rank, token), stage, bytes);
         ptx::bulk_commit();
         if (lane == 0) view.sent()[token] = to;
@@ -129,10 +150,15 @@ __device__ void send_rows(const View& view, const RelightEpDispatchArgs& args, u
         sums[2] = sums[1];
         sums[1] = sums[0];
         sums[0] = sum_stage(stage, bytes);
+        if (at_once) {
+            prove(0, token);
+            continue;
+        }
         ptx::bulk_wait<2>();
         if (step >= 2) prove(2, token - 2 * gridDim.x);
     }
     if (!issuer) return;
+    if (at_once) return ptx::bulk_wait_read<0>();
     ptx::bulk_wait<1>();
     if (step >= 2) prove(1, token - 2 * gridDim.x);
     ptx::bulk_wait<0>();
@@ -141,28 +167,43 @@ __device__ void send_rows(const View& view, const RelightEpDispatchArgs& args, u
 
 // ---- Routing tables: warps 8-15 ----
 
+// Owners of four choices of a block; none beyond its end.
+__device__ __forceinline__ void owners_at(const View& view, const RelightEpDispatchArgs& args,
+                                          uint64_t base, uint32_t first, uint32_t choices,
+                                          uint32_t (&owners)[4]) {
+    int64_t experts[4];
+#pragma unroll
+    for (uint32_t j = 0; j < 4; j++)
+        experts[j] = first + j < choices ? expert_at(args, base + first + j) : -1;
+#pragma unroll
+    for (uint32_t j = 0; j < 4; j++) owners[j] = owner_of(view, experts[j]);
+}
+
 // One block of my table to one rank: the choices as its local experts, then how often each occurs.
 __device__ void push_block(const View& view, const RelightEpDispatchArgs& args, uint32_t to,
-                           uint32_t block, uint32_t tokens, uint32_t* tally) {
+                           uint32_t block, uint32_t tokens, uint32_t* tally, uint32_t* open) {
     const State* s = view.state;
     const uint32_t thread = threadIdx.x - kSenders, bits = view.block_bits();
     const uint64_t base = (uint64_t(block) << bits) * s->topk;
     const uint32_t left = tokens - (block << bits);  // of the table, counted in tokens
     const uint32_t choices = min(left, 1u << bits) * s->topk;
+    Gate gate{nullptr, 0, 0};
+    if (thread == 0) gate = approach(view, to);
+    uint32_t owners[4];
+    owners_at(view, args, base, thread * 4, choices, owners);
 #pragma unroll 1
     for (uint32_t i = thread; i < s->local_experts_max; i += kReceivers) tally[i] = 0;
+    if (thread == 0) *open = pass(view, gate, to) ? 1 : 0;
     ptx::barrier(kReceiverBarrier, kReceivers);
+    if (*open == 0) return;
+    if (thread == 0 && block == 0)
+        ptx::store_relaxed_system(
+            view.route(to, s->rank),
+            proven(view.epoch, route_header(tokens, args.format, s->topk)));
     uint64_t* words = view.choices(to, s->rank, block);
 #pragma unroll 1
-    for (uint32_t i = thread * 4; i < choices; i += kReceivers * 4) {
-        // Two rounds of four loads each, all in flight at once.
-        int64_t experts[4];
-        uint32_t owners[4], locals[4];
-#pragma unroll
-        for (uint32_t j = 0; j < 4; j++)
-            experts[j] = i + j < choices ? expert_at(args, base + i + j) : -1;
-#pragma unroll
-        for (uint32_t j = 0; j < 4; j++) owners[j] = owner_of(view, experts[j]);
+    for (uint32_t i = thread * 4; i < choices;) {
+        uint32_t locals[4];
 #pragma unroll
         for (uint32_t j = 0; j < 4; j++) {
             const uint32_t local = owners[j] & 0xffffu;
@@ -172,6 +213,8 @@ __device__ void push_block(const View& view, const RelightEpDispatchArgs& args, 
         }
         ptx::store_words(words + i / 2, proven(view.epoch, locals[0] | locals[1] << 16),
                          proven(view.epoch, locals[2] | locals[3] << 16));
+        i += kReceivers * 4;
+        if (i < choices) owners_at(view, args, base, i, choices, owners);
     }
     ptx::barrier(kReceiverBarrier, kReceivers);
     uint64_t* counts = view.counts(to, s->rank, block);
@@ -182,7 +225,8 @@ __device__ void push_block(const View& view, const RelightEpDispatchArgs& args, 
     }
 }
 
-// The last blocks do it: with few tokens they have no row to send.
+// The last blocks do it: with few tokens they have no row to send. A rank without tokens sends a table
+// of one empty block, for its header.
 __device__ void push_routes(const View& view, const RelightEpDispatchArgs& args, uint32_t members,
                             uint32_t tokens, uint32_t* tally, uint32_t* open) {
     const State* s = view.state;
@@ -192,14 +236,7 @@ __device__ void push_routes(const View& view, const RelightEpDispatchArgs& args,
          unit += gridDim.x) {
         const uint32_t to = unit % s->ranks_max, block = unit / s->ranks_max;
         if ((members >> to & 1) == 0) continue;
-        if (threadIdx.x == kSenders) *open = gate(view, to) ? 1 : 0;
-        ptx::barrier(kReceiverBarrier, kReceivers);
-        const bool may = *open != 0;
-        if (may && block == 0 && threadIdx.x == kSenders)
-            ptx::store_relaxed_system(
-                view.route(to, s->rank),
-                proven(view.epoch, route_header(tokens, args.format, s->topk)));
-        if (may && tokens != 0) push_block(view, args, to, block, tokens, tally);
+        push_block(view, args, to, block, tokens, tally, open);
         ptx::barrier(kReceiverBarrier, kReceivers);
     }
 }
@@ -246,34 +283,27 @@ struct Shape {
     uint32_t blocks;  // of the longest table
 };
 
-__device__ void clear(Places* places) {
-    auto* words = reinterpret_cast<uint4*>(places->tally);
-#pragma unroll 1
-    for (uint32_t i = threadIdx.x - kSenders; i < sizeof(places->tally) / 16; i += kReceivers)
-        words[i] = uint4{0, 0, 0, 0};
-}
-
-// Fetches all sources' counts. Every thread waits for its own words.
+// Fetches all sources' counts; those of absent slots and blocks are 0. Every thread waits for its own
+// words.
 __device__ void fetch_counts(const View& view, uint32_t sources, const uint32_t* tokens_of,
                              const Shape& shape, Places* places) {
     const State* s = view.state;
-    const uint32_t thread = threadIdx.x - kSenders, bits = view.block_bits();
-    const uint32_t each = (s->local_experts_max + 1) / 2, count = __popc(sources);
-    const uint32_t my_source = nth_member(sources, threadIdx.x & 31);
-    const uint32_t total = count * shape.blocks * each;
+    const uint32_t bits = view.block_bits(), slots = s->ranks_max;
+    const uint32_t each = (s->local_experts_max + 1) / 2, total = shape.blocks * slots * each;
 #pragma unroll 1
-    for (uint32_t first = 0; first < total; first += kReceivers) {  // whole warps, for the shuffle
-        const uint32_t i = first + thread;
-        const uint32_t word = i % each, turn = i / each % count, block = i / each / count;
-        const uint32_t source = __shfl_sync(0xffffffffu, my_source, turn);
-        if (i >= total || (block << bits) >= tokens_of[source]) continue;
-        const auto [pair, wait] = await_word(view.live, view.counts(s->rank, source, block) + word,
-                                             source, RELIGHT_EP_PHASE_ROUTE, view.epoch);
-        if (wait != Wait::kReady) note_failed(&view.live->dispatch_failed, 1u << source);
-        uint16_t* tally = places->tally + block * shape.pairs + 2 * word * s->ranks_max + source;
+    for (uint32_t i = threadIdx.x - kSenders; i < total; i += kReceivers) {
+        const uint32_t word = i % each, source = i / each % slots, block = i / each / slots;
+        uint32_t pair = 0;
+        if ((sources >> source & 1) && (block << bits) < tokens_of[source]) {
+            const Word found =
+                await_word(view.live, view.counts(view.state->rank, source, block) + word, source,
+                           RELIGHT_EP_PHASE_ROUTE, view.epoch);
+            if (found.wait != Wait::kReady) note_failed(&view.live->dispatch_failed, 1u << source);
+            pair = found.data;
+        }
+        uint16_t* tally = places->tally + block * shape.pairs + 2 * word * slots + source;
         tally[0] = static_cast<uint16_t>(pair);
-        if (2 * word + 1 < s->local_experts_max)
-            tally[s->ranks_max] = static_cast<uint16_t>(pair >> 16);
+        if (2 * word + 1 < s->local_experts_max) tally[slots] = static_cast<uint16_t>(pair >> 16);
     }
     ptx::barrier(kReceiverBarrier, kReceivers);
 }
@@ -322,38 +352,73 @@ __device__ __noinline__ uint2 await_pair(const View& view, const uint64_t* at, u
     return {low.wait == Wait::kReady ? low.data : ~0u, high.wait == Wait::kReady ? high.data : ~0u};
 }
 
-// How often `local` occurs in the first `count` choices of a block, which is padded to four. A whole
-// warp.
-__device__ uint32_t occurrences(const View& view, const uint64_t* words, uint32_t count,
-                                uint32_t source, uint32_t local) {
+// A lane's choice of one token of a source.
+struct Choice {
+    uint32_t local;   // this rank's expert, 0xffff for none
+    uint32_t before;  // how often the source chose it before, in the same block of its table
+};
+
+// Adds to `before` what the first `count` choices of a block hold of each lane's choice; a block is
+// padded to four. A whole warp.
+__device__ void count_before(const View& view, const uint64_t* words, uint32_t count,
+                             uint32_t source, Choice& choice) {
     constexpr uint32_t kBatch = 4;  // 512 choices at once
-    const uint32_t wanted = local | local << 16;
-    uint32_t bits = 0;
+    const uint32_t lane = threadIdx.x & 31;
+    const uint32_t valid = __ballot_sync(0xffffffffu, choice.local != 0xffffu);
 #pragma unroll 1
-    for (uint32_t base = (threadIdx.x & 31) * 4; base < count; base += kBatch * 128) {
+    for (uint32_t base = lane * 4; base - lane * 4 < count; base += kBatch * 128) {
         ulonglong2 pairs[kBatch];
+        uint2 data[kBatch];
 #pragma unroll
         for (uint32_t j = 0; j < kBatch; j++)
             if (base + j * 128 < count) pairs[j] = ptx::load_words(words + (base + j * 128) / 2);
 #pragma unroll
         for (uint32_t j = 0; j < kBatch; j++) {
             const uint32_t i = base + j * 128;
+            data[j] = uint2{~0u, ~0u};
             if (i >= count) continue;
-            uint2 data{static_cast<uint32_t>(pairs[j].x), static_cast<uint32_t>(pairs[j].y)};
+            data[j] = uint2{static_cast<uint32_t>(pairs[j].x), static_cast<uint32_t>(pairs[j].y)};
             if (!proves(pairs[j].x, view.epoch) || !proves(pairs[j].y, view.epoch))
-                data = await_pair(view, words + i / 2, source);
-            uint32_t equal = __vcmpeq2(data.x, wanted);
-            if (i + 1 == count) equal &= 0xffffu;
-            bits += __popc(equal);
-            equal = i + 2 < count ? __vcmpeq2(data.y, wanted) : 0;
-            if (i + 3 == count) equal &= 0xffffu;
-            bits += __popc(equal);
+                data[j] = await_pair(view, words + i / 2, source);
+            if (i + 1 >= count) data[j].x |= 0xffff0000u;
+            if (i + 2 >= count) data[j].y = ~0u;
+            if (i + 3 == count) data[j].y |= 0xffff0000u;
+        }
+#pragma unroll 1
+        for (uint32_t left = valid; left != 0; left &= left - 1) {
+            const uint32_t from = __ffs(left) - 1;
+            const uint32_t local = __shfl_sync(0xffffffffu, choice.local, from);
+            const uint32_t wanted = local | local << 16;
+            uint32_t bits = 0;
+#pragma unroll
+            for (uint32_t j = 0; j < kBatch; j++)
+                bits += __popc(__vcmpeq2(data[j].x, wanted)) + __popc(__vcmpeq2(data[j].y, wanted));
+            bits = __reduce_add_sync(0xffffffffu, bits);
+            if (lane == from) choice.before += bits / 16;
         }
     }
-    return __reduce_add_sync(0xffffffffu, bits) / 16;
 }
 
-// ---- Receiving rows ----
+// What a source chose of this rank's experts for one token. Needs its table, not the counts. A whole
+// warp.
+__device__ __noinline__ Choice choice_of(const View& view, uint32_t source, uint32_t token) {
+    const State* s = view.state;
+    const uint32_t lane = threadIdx.x & 31, bits = view.block_bits(), block = token >> bits;
+    const uint32_t start = (token - (block << bits)) * s->topk;
+    const uint64_t* words = view.choices(s->rank, source, block);
+    Choice choice{0xffffu, 0};
+    if (lane < s->topk) {
+        const uint32_t at = start + lane;
+        const Word pair =
+            await_word(view.live, words + at / 2, source, RELIGHT_EP_PHASE_ROUTE, view.epoch);
+        if (pair.wait == Wait::kReady) choice.local = pair.data >> (at % 2 * 16) & 0xffffu;
+    }
+    if (choice.local >= s->local_experts_max) choice.local = 0xffffu;
+    const uint32_t same = __match_any_sync(0xffffffffu, choice.local);
+    choice.before = __popc(same & ((1u << lane) - 1));
+    count_before(view, words, start, source, choice);
+    return choice;
+}
 
 struct Target {
     uint32_t local;  // of this lane's choice, 0xffff for none
@@ -361,30 +426,14 @@ struct Target {
 };
 
 __device__ Target target_of(const View& view, const RelightEpDispatchArgs& args, uint32_t source,
-                            uint32_t token, const Shape& shape, const Places* places) {
-    const State* s = view.state;
-    const uint32_t lane = threadIdx.x & 31, bits = view.block_bits();
-    const uint32_t block = token >> bits, start = (token - (block << bits)) * s->topk;
-    const uint64_t* words = view.choices(s->rank, source, block);
-    uint32_t local = 0xffffu;
-    if (lane < s->topk) {
-        const uint32_t at = start + lane;
-        const Word pair =
-            await_word(view.live, words + at / 2, source, RELIGHT_EP_PHASE_ROUTE, view.epoch);
-        if (pair.wait == Wait::kReady) local = pair.data >> (at % 2 * 16) & 0xffffu;
-    }
-    if (local >= s->local_experts_max) local = 0xffffu;
-    Target target{local, 0};
-#pragma unroll 1
-    for (uint32_t left = __ballot_sync(0xffffffffu, local != 0xffffu); left != 0; left &= left - 1) {
-        const uint32_t choice = __ffs(left) - 1;
-        const uint32_t wanted = __shfl_sync(0xffffffffu, local, choice);
-        const uint32_t same = __ballot_sync(0xffffffffu, local == wanted);
-        const uint32_t before = occurrences(view, words, start, source, wanted) +
-                                __popc(same & ((1u << choice) - 1));
-        const uint32_t pair = wanted * s->ranks_max + source;
-        if (lane == choice)
-            target.place = places->first[pair] + places->tally[block * shape.pairs + pair] + before;
+                            uint32_t token, const Choice& choice, const Shape& shape,
+                            const Places* places) {
+    Target target{choice.local, 0};
+    if (choice.local != 0xffffu) {
+        const uint32_t pair = choice.local * view.state->ranks_max + source;
+        target.place = places->first[pair] +
+                       places->tally[(token >> view.block_bits()) * shape.pairs + pair] +
+                       choice.before;
     }
     // More rows than the output holds: only with one expert chosen twice by many tokens.
     if (target.place >= args.slots) target.local = 0xffffu;
@@ -466,10 +515,11 @@ __device__ uint32_t pack_row(const View& view, const RelightEpDispatchArgs& args
 
 template <bool kFp8>
 __device__ void receive_row(const View& view, const RelightEpDispatchArgs& args, uint32_t source,
-                            uint32_t token, const Shape& shape, const Places* places) {
+                            uint32_t token, const Choice& choice, const Shape& shape,
+                            const Places* places) {
     const State* s = view.state;
     const uint32_t lane = threadIdx.x & 31, header = row_header_bytes(s->topk);
-    const Target target = target_of(view, args, source, token, shape, places);
+    const Target target = target_of(view, args, source, token, choice, shape, places);
     const uint32_t valid = __ballot_sync(0xffffffffu, target.local != 0xffffu);
     if (target.place >= args.slots) view.index(source)[token * s->topk + lane] = -1;
     if (valid == 0) return;
@@ -479,6 +529,8 @@ __device__ void receive_row(const View& view, const RelightEpDispatchArgs& args,
                                                     target.place] =
             static_cast<int32_t>(source * s->tokens_max + token);
     }
+    // The page of the row is looked up while its cell is read.
+    if (lane == 31) ptx::prefetch(view.row(s->rank, source, token));
     Word cell{0, Wait::kReady};
     if (lane == 0)
         cell = await_word(view.live, view.row_cell(s->rank, source, token), source,
@@ -498,14 +550,38 @@ __device__ void receive_row(const View& view, const RelightEpDispatchArgs& args,
     }
 }
 
+// Which rows a receiving warp takes: tokens in order and sources in turn, spread over all blocks first.
+struct Turns {
+    uint32_t sources, most, count, unit, my_source;
+
+    Turns() = default;
+    // `most` is the longest table's; lane i knows the source of turn i.
+    __device__ Turns(uint32_t agreed, const uint32_t* tokens_of)
+        : sources(agreed), most(0), count(__popc(agreed)),
+          unit((threadIdx.x - kSenders) / 32 * gridDim.x + blockIdx.x),
+          my_source(nth_member(agreed, threadIdx.x & 31)) {
+        const uint32_t lane = threadIdx.x & 31;
+        most = __reduce_max_sync(0xffffffffu, agreed >> lane & 1 ? tokens_of[lane] : 0);
+    }
+    __device__ bool over() const { return unit >= most * count; }
+    __device__ void next() { unit += gridDim.x * kReceiverWarps; }
+    __device__ uint32_t token() const { return unit / count; }
+    __device__ uint32_t source() const {
+        return __shfl_sync(0xffffffffu, my_source, unit % count);
+    }
+    // None when the turns are over, or when this source has sent fewer tokens.
+    __device__ Choice choice(const View& view, const uint32_t* tokens_of) const {
+        if (over() || token() >= tokens_of[source()]) return {0xffffu, 0};
+        return choice_of(view, source(), token());
+    }
+};
+
 template <bool kFp8>
 __device__ void receive(const View& view, const RelightEpDispatchArgs& args, uint32_t members,
                         Places* places) {
     __shared__ uint32_t tokens_of[kRanksMax];
     __shared__ uint32_t shared_sources;
     const uint32_t warp = (threadIdx.x - kSenders) / 32, lane = threadIdx.x & 31;
-
-    clear(places);
 
     // Phase 1: headers of routing tables. Ends with the receivers' barrier.
     if (warp == 0) {
@@ -514,52 +590,44 @@ __device__ void receive(const View& view, const RelightEpDispatchArgs& args, uin
     }
     ptx::barrier(kReceiverBarrier, kReceivers);
 
-    // Phase 2: places. The other blocks' agreement is asked for now and read after the counting,
-    // which hides its latency; it differs only when a peer fails in this very moment.
-    uint32_t sources = shared_sources, most = 0;
+    // Phase 2: places, and meanwhile what the warp's first row was chosen for. The other blocks'
+    // agreement is asked for now and read after the counting, which hides its latency; it differs only
+    // when a peer fails in this very moment.
+    Turns turns;
     Shape shape{};
+    Choice choice{};
     for (bool agreed = false; !agreed;) {
-        most = 0;
-#pragma unroll 1
-        for (uint32_t left = sources; left != 0; left &= left - 1)
-            most = max(most, tokens_of[__ffs(left) - 1]);
+        turns = Turns(shared_sources, tokens_of);
         const uint32_t bits = view.block_bits();
         shape = {view.state->local_experts_max * view.state->ranks_max,
-                 (most + (1u << bits) - 1) >> bits};
+                 (turns.most + (1u << bits) - 1) >> bits};
         uint32_t verdict = 0;
-        if (warp == 0 && lane == 0) verdict = agree(view, sources);
-        fetch_counts(view, sources, tokens_of, shape, places);
+        if (warp == 0 && lane == 0) verdict = agree(view, turns.sources);
+        choice = turns.choice(view, tokens_of);
+        fetch_counts(view, turns.sources, tokens_of, shape, places);
         if (warp == 0) {
             verdict = __shfl_sync(0xffffffffu, verdict, 0);
             // A source that another block has seen and we have not: its table is there by now.
-            if (verdict & ~sources) await_routes(view, args, verdict, tokens_of);
+            if (verdict & ~turns.sources) await_routes(view, args, verdict, tokens_of);
             if (lane == 0) shared_sources = verdict;
         }
         ptx::barrier(kReceiverBarrier, kReceivers);
-        agreed = shared_sources == sources;
-        sources = shared_sources;
-        if (agreed) continue;
-        clear(places);
-        ptx::barrier(kReceiverBarrier, kReceivers);
+        agreed = shared_sources == turns.sources;
     }
     place_rows(view, args, shape, places);
     if (blockIdx.x == 0 && warp == 0) {
-        view.received()[2 + lane] = sources >> lane & 1 ? tokens_of[lane] : 0;
+        view.received()[2 + lane] = turns.sources >> lane & 1 ? tokens_of[lane] : 0;
         if (lane == 0) {
-            view.received()[0] = sources;
-            note_failed(&view.live->dispatch_failed, members & ~sources);
+            view.received()[0] = turns.sources;
+            note_failed(&view.live->dispatch_failed, members & ~turns.sources);
         }
     }
 
-    // Phase 3: rows, tokens in order and sources in turn, spread over all blocks first.
-    const uint32_t count = __popc(sources);
-    const uint32_t my_source = nth_member(sources, lane);  // lane i knows the source of turn i
-    const uint32_t stride = gridDim.x * kReceiverWarps;
-    for (uint32_t unit = warp * gridDim.x + blockIdx.x; unit < most * count; unit += stride) {
-        const uint32_t source = __shfl_sync(0xffffffffu, my_source, unit % count);
-        const uint32_t token = unit / count;
-        if (token < tokens_of[source])
-            receive_row<kFp8>(view, args, source, token, shape, places);
+    // Phase 3: rows.
+    while (!turns.over()) {
+        receive_row<kFp8>(view, args, turns.source(), turns.token(), choice, shape, places);
+        turns.next();
+        choice = turns.choice(view, tokens_of);
     }
 }
 
@@ -571,7 +639,7 @@ __device__ void finish(State* live, const State& copy, uint32_t members, uint32_
         live->dispatch_sent = sent->epoch;
     }
     if (received != nullptr) {
-        const uint32_t failed = atomicExch(&live->dispatch_failed, 0u);
+        const uint32_t failed = take_failed(&live->dispatch_failed);
         live->dispatch_received = received->epoch;
         RelightEpHostRecord* record = host_record(&copy);
         publish(&live->dispatch, record == nullptr ? nullptr : &record->dispatch, received->epoch,

@@ -93,6 +93,11 @@ __device__ __noinline__ Wait look_around(State* s, Patience* patience, uint32_t 
     return Wait::kTimedOut;
 }
 
+// Does a cell show `wanted`, or a later epoch of the same incarnation?
+__device__ __forceinline__ bool reached(uint64_t seen, uint64_t wanted) {
+    return (seen & 0xffffu) == (wanted & 0xffffu) && (seen >> 16) >= (wanted >> 16);
+}
+
 // Waits until `cell`, in our own window, holds `wanted` (or, with `at_least`, a later epoch of the same
 // incarnation). One thread. On kReady, what the peer wrote before is visible to this thread.
 __device__ __noinline__ Wait await(State* s, const uint64_t* cell, uint64_t wanted, bool at_least,
@@ -100,9 +105,7 @@ __device__ __noinline__ Wait await(State* s, const uint64_t* cell, uint64_t want
     Patience patience{0, 0};
     for (uint32_t polls = 1;; polls++) {
         const uint64_t seen = ptx::load_acquire_system(cell);
-        const bool later =
-            at_least && (seen & 0xffffu) == (wanted & 0xffffu) && (seen >> 16) >= (wanted >> 16);
-        if (seen == wanted || later) return Wait::kReady;
+        if (seen == wanted || (at_least && reached(seen, wanted))) return Wait::kReady;
         if (polls % 64 != 0) continue;
         const Wait wait = look_around(s, &patience, peer, phase, epoch, wanted, seen);
         if (wait != Wait::kReady) return wait;
@@ -169,6 +172,14 @@ __device__ __forceinline__ void note_failed(uint32_t* failed, uint32_t bits) {
     __threadfence();
 }
 
+// What the blocks of this launch noted. For its last block, when all others have left: a load answers
+// sooner than an exchange, and there is seldom anything to clear.
+__device__ __forceinline__ uint32_t take_failed(uint32_t* failed) {
+    const uint32_t bits = ptx::load_relaxed_system(failed);
+    if (bits != 0) *failed = 0;
+    return bits;
+}
+
 // Entry and exit of a launch. Only the last block to leave writes the epochs, so every block of the
 // launch has read the old ones.
 __device__ inline void trace_begin(State* s) {
@@ -179,10 +190,11 @@ __device__ inline void trace_begin(State* s) {
 // Called by one thread of the last block.
 __device__ inline void trace_end(State* s) {
     if (s->trace == 0) return;
+    const uint64_t end = ptx::now_ns();  // before the trace's own work, which is not the kernel's
     auto* ring = reinterpret_cast<uint64_t*>(s->trace);
     const uint64_t at = s->trace_count % s->trace_entries;
     ring[2 * at] = s->trace_start;
-    ring[2 * at + 1] = ptx::now_ns();
+    ring[2 * at + 1] = end;
     s->trace_count += 1;
     s->trace_start = ~0ull;
 }

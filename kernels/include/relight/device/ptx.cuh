@@ -119,6 +119,11 @@ __device__ __forceinline__ uint4 load_once(const void* at) {
     return value;
 }
 
+// prefetch.global.L2 (Data Movement): the line, and with it the translation of its page.
+__device__ __forceinline__ void prefetch(const void* at) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at) : "memory");
+}
+
 // ld.volatile, 16 bytes: data that a peer may still be writing, to be read again if it proves wrong.
 __device__ __forceinline__ uint4 load_afresh(const void* at) {
     uint4 value;

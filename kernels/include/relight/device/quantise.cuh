@@ -51,7 +51,7 @@ __device__ __forceinline__ Scale scale_for(float magnitude, uint32_t format) {
 // 16 neighbouring lanes hold one group of 128 channels; all lanes of a warp call together.
 __device__ __forceinline__ void quantise_row(const Chunks& row, char* to, uint32_t hidden,
                                              uint32_t format, uint32_t thread) {
-#pragma unroll
+#pragma unroll 2  // fewer instructions to fetch, and as fast
     for (uint32_t i = 0; i < kChunksEach; i++) {
         const uint32_t chunk = thread + i * kSenders;
         const uint32_t pairs[4] = {row.raw[i].x, row.raw[i].y, row.raw[i].z, row.raw[i].w};
