@@ -8,7 +8,8 @@ import { offer, sourceHead } from "../../test/support/source-head.ts";
 import { RelightError } from "../errors.ts";
 import { MemoryStore } from "../store/memory.ts";
 import type { Put, SourceHead, SourceKey, Store, Stored } from "../store/store.ts";
-import { type Advanced, type Publication, Registry } from "./registry.ts";
+import type { Publication } from "./records.ts";
+import { type Advanced, Registry } from "./registry.ts";
 import type { RegistryLimits } from "./registry-limits.ts";
 import type { SourceEvent } from "./watchers.ts";
 
