@@ -52,6 +52,8 @@ export class NodeLink implements AsyncDisposable {
   readonly #unsaid = new Set<string>();
   readonly #sourceIds = new Map<string, string>();
   readonly #turns = new Map<string, Promise<void>>();
+  /** So many words were said to the coordinator: what is late on its way must not undo a later one. */
+  #words = 0;
   #session: Session | null = null;
   #background: Promise<void> | null = null;
   readonly #identified = Promise.withResolvers<Facts>();
@@ -180,7 +182,8 @@ export class NodeLink implements AsyncDisposable {
     const { id } = this.#session;
     // Before the answer: a publication whose answer is lost has to be taken back as well.
     this.#sourceIds.set(family, sourceIdOf(offer.identity));
-    await client.publish({ ...offer, sessionId: id }, deadline.signal);
+    const word = ++this.#words;
+    await client.publish({ ...offer, sessionId: id, word }, deadline.signal);
     this.#unsaid.delete(family);
   }
 
@@ -191,7 +194,8 @@ export class NodeLink implements AsyncDisposable {
     const { callMsMax, client, workerId } = this.#options;
     using deadline = this.#deadline("withdrawing", callMsMax, this.#closing.signal);
     this.#unsaid.add(family);
-    await client.withdraw({ sessionId: this.#session.id, workerId, sourceId }, deadline.signal);
+    const what = { sessionId: this.#session.id, workerId, sourceId, word: ++this.#words };
+    await client.withdraw(what, deadline.signal);
     this.#unsaid.delete(family);
     this.#sourceIds.delete(family);
   }

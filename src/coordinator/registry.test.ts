@@ -315,6 +315,30 @@ describe("watch", () => {
   });
 });
 
+describe("words of a session", () => {
+  test("publish() of an older word than the withdrawal it was overtaken by is refused", async () => {
+    const world = await openWorld();
+    const { id } = world.hello();
+    const said = publication({ sessionId: id });
+    const what = { sessionId: id, workerId: said.workerId, sourceId: said.sourceId };
+    await world.registry.publish(said, body, signal, { word: 1 });
+    await world.registry.withdraw({ ...what, word: 2 }, signal);
+    await rejectsWith("conflict", world.registry.publish(said, body, signal, { word: 1 }));
+    await world.registry.publish(said, body, signal, { word: 3 });
+    await world.registry.publish(said, body, signal, { word: 3 });
+    assert.equal(await world.registry.withdraw({ ...what, word: 2 }, signal), 0, "an older word");
+  });
+
+  test("withdraw() of a source that is not there yet outlives its publication on the way", async () => {
+    const world = await openWorld();
+    const { id } = world.hello();
+    const said = publication({ sessionId: id });
+    const what = { sessionId: id, workerId: said.workerId, sourceId: said.sourceId, word: 2 };
+    assert.equal(await world.registry.withdraw(what, signal), 0);
+    await rejectsWith("conflict", world.registry.publish(said, body, signal, { word: 1 }));
+  });
+});
+
 describe("restart", () => {
   test("open() files every deadline again and gives sessions one grace to come back", async () => {
     const store = new MemoryStore();

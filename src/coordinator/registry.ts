@@ -19,7 +19,7 @@ import { Finder, type Found } from "./finder.ts";
 import type { Word } from "./lifecycle.ts";
 import { keyOf, type Publication, Records } from "./records.ts";
 import { type RegistryLimits, registryDefaults } from "./registry-limits.ts";
-import { keyText, type Session, Sessions } from "./sessions.ts";
+import { hearWord, keyText, type Session, Sessions } from "./sessions.ts";
 import { type Listed, Standing } from "./standing.ts";
 import { type Listener, Watchers } from "./watchers.ts";
 
@@ -183,14 +183,15 @@ export class Registry {
 
   /**
    * Adds or replaces one record; durable when it resolves.
+   * @param how `word` is the session's own count of what it says
    * @throws RelightError `conflict` when the session has ended, before or while the record was
-   * written; `store_unavailable`; `role_denied` when the record or the session is somebody else's.
+   * written, or said something later already; `store_unavailable`; `role_denied` when the record or the session is somebody else's.
    */
   async publish(
     publication: Publication,
     body: Uint8Array,
     signal: AbortSignal,
-    by: Admitted | null = null,
+    { by = null, word = 0 }: { readonly by?: Admitted | null; readonly word?: number } = {},
   ): Promise<void> {
     const key = keyOf(publication);
     // Before our session vouches for it: what is somebody else's must not fall with that.
@@ -199,6 +200,7 @@ export class Registry {
       mustOwn(by, "source.publish", present?.head.publisher ?? null);
     }
     const session = this.#vouching(publication, by);
+    if (session !== null && !hearWord(session, key, word)) throw overtaken(key);
     session?.sources.set(keyText(key), key);
     const isVouched = () => session === null || this.#sessions.get(session.id) === session;
     if (!(await this.#records.publish(publication, body, { by, isVouched }, signal)))
@@ -257,18 +259,19 @@ export class Registry {
 
   /** How many records of the session were taken back; those of others stay. */
   async withdraw(
-    what: { sessionId: string; workerId: string; sourceId: string | null },
+    what: { sessionId: string; workerId: string; sourceId: string | null; word?: number },
     signal: AbortSignal,
     by: Admitted | null = null,
   ): Promise<number> {
     const session = this.#sessions.get(what.sessionId);
     if (session === undefined) throw sessionEnded(what.sessionId);
     mustOwn(by, "source.update", session.owner);
-    const keys = [...session.sources.values()].filter(
-      (key) =>
-        key.workerId === what.workerId &&
-        (what.sourceId === null || key.sourceId === what.sourceId),
-    );
+    const { workerId, sourceId, word = 0 } = what;
+    const mine = [...session.sources.values()].filter((key) => key.workerId === workerId);
+    // Also of a source that is not there: its publication may still be on its way.
+    const named = sourceId === null ? mine : [{ sourceId, workerId }];
+    const meant = new Set(named.filter((key) => hearWord(session, key, word)).map(keyText));
+    const keys = mine.filter((key) => meant.has(keyText(key)));
     const told = keys.map((key) =>
       this.#records.tell(
         key,
@@ -381,6 +384,13 @@ export class Registry {
     const failure = failed?.status === "rejected" ? asRelightError(failed.reason) : null;
     return { sessionsLost: lost.length, failure };
   }
+}
+
+function overtaken(key: SourceKey): RelightError {
+  return new RelightError(
+    "conflict",
+    `Cannot publish "${keyText(key)}": the session has said something later about it`,
+  );
 }
 
 function sessionEnded(sessionId: string): RelightError {

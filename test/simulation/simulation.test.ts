@@ -41,6 +41,10 @@ describe("simulation", () => {
     await assertGood({ seed: 37, replicas: 20, isRelaying: true });
   });
 
+  test("seed 98769903: a publication that arrives twice, the second time late, stays taken back", async () => {
+    await assertGood({ seed: 98_769_903, replicas: 16, isRelaying: true });
+  });
+
   test("a fan-out with relaying takes less than three times as long for 50 replicas as for one", async () => {
     const one = await playFanOut({ seed: 1, replicas: 1, isRelaying: true });
     const fifty = await playFanOut({ seed: 1, replicas: 50, isRelaying: true });
