@@ -3,9 +3,9 @@
 // seeds that once failed, by name; and canaries, which must be caught.
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { describe, test } from "node:test";
 import type { Defect } from "./fleet.ts";
+import { seedOfCommit } from "./seed.ts";
 import { playFanOut, playSwarm, type SwarmResult } from "./simulate.ts";
 
 const seedCount = 12;
@@ -89,14 +89,4 @@ async function assertGood(options: Parameters<typeof playSwarm>[0]): Promise<Swa
   const again = `npm run sim -- --seed=${seed} --replicas=${count}${isRelaying ? "" : " --no-relay"}`;
   assert.deepEqual(result.violations, [], `faults: ${result.faults.join(" ")}; again: ${again}`);
   return result;
-}
-
-/** A fixed one outside a checkout, as in an installed package. */
-function seedOfCommit(): number {
-  try {
-    const hash = execFileSync("git", ["rev-parse", "HEAD"], { encoding: "utf8", timeout: 5_000 });
-    return Number.parseInt(hash.slice(0, 7), 16);
-  } catch {
-    return 1_000;
-  }
 }
