@@ -21,7 +21,7 @@ const retryMs = 2_000;
 const readersMs = 1_000;
 const goodbyeMsMax = 2_000;
 /** Of sources that do not fit, so many are looked at, and so many asked why. */
-const listedMax = 128;
+const listedMax = 10_000;
 const othersMax = 8;
 
 export interface NodeLinkOptions {
@@ -99,18 +99,28 @@ export class NodeLink implements AsyncDisposable {
     return await client.find(identities, { excludeWorkerId, limit: 16 }, signal);
   }
 
+  /** Whether any ready source has weights of a model. @throws RelightError as `find`. */
+  async servesWeights(model: string, signal: AbortSignal): Promise<boolean> {
+    return (await this.#weightSources(model, signal)).length > 0;
+  }
+
   /** Under which a few ready sources of a model's weights publish. @throws RelightError as `find`. */
   async weightIdentitiesOf(model: string, signal: AbortSignal): Promise<readonly SourceIdentity[]> {
-    const { client } = this.#options;
-    const filter = { modelNameFilter: model, statusFilter: SourceStatus.READY, limit: listedMax };
-    const refs = await client.listSources(filter, signal);
-    const weights = refs.filter(({ layoutSignature }) => layoutSignature !== undefined);
+    const weights = await this.#weightSources(model, signal);
     const found = weights
       .slice(0, othersMax)
       .map(({ mxSourceId: sourceId, workerId }) =>
-        client.identityOf({ sourceId, workerId }, signal),
+        this.#options.client.identityOf({ sourceId, workerId }, signal),
       );
     return (await Promise.all(found)).filter((identity) => identity !== null);
+  }
+
+  /** Of other workers. Weights say how their tensors lie; caches do not. */
+  async #weightSources(model: string, signal: AbortSignal) {
+    const { client, workerId } = this.#options;
+    const filter = { modelNameFilter: model, statusFilter: SourceStatus.READY, limit: listedMax };
+    const refs = await client.listSources(filter, signal);
+    return refs.filter((ref) => ref.layoutSignature !== undefined && ref.workerId !== workerId);
   }
 
   /** Offers something under a name of this agent's own until it is taken back; the newest counts. */
