@@ -91,7 +91,7 @@ async function measureHandshake(emit: Emit): Promise<void> {
       const pairs = matchLayouts(manifest, target);
       contentId(manifest);
       planTransfer(pairs, manifest, target, { batchBytes: 2 ** 28 });
-      const want = { generation: manifest.generation, ttlMs: 10_000 };
+      const want = { generation: manifest.generation, ttlMs: 10_000, address: null };
       await using _lease = await peer.claim(key, want, wait.signal);
       times.push(performance.now() - began);
     }

@@ -384,6 +384,14 @@ export const codes = {
     means: "Source and target shard or lay out the model differently.",
     next: "The message names the first difference.",
   },
+  transport_unavailable: {
+    blame: "self",
+    retry: "elsewhere",
+    http: 501,
+    exit: 49,
+    means: "Source and target have no way in common to move weights.",
+    next: "The message names what each way lacks; another source is used.",
+  },
   generation_changed: {
     blame: "remote",
     retry: "now",

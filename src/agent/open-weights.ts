@@ -33,14 +33,13 @@ export interface WeightSettings {
   readonly pretendGpu: string | null;
 }
 
-/** What the owner of the agent decides. */
-type HostHooks = Pick<WeightHostOptions, "sourcesFor" | "lookFor" | "events" | "whenWarm">;
-
 export interface WeightParts {
   /** Null for an endpoint that leads nowhere from here. */
   readonly openSource: (endpoint: string) => OpenSource | null;
   /** Opens the socket. @throws RelightError `port_in_use`, `request_invalid` for a path that is too long. */
-  readonly open: (host: HostHooks) => OpenWeights;
+  readonly open: (
+    host: Pick<WeightHostOptions, "sourcesFor" | "events" | "whenWarm">,
+  ) => OpenWeights;
 }
 
 export interface OpenWeights extends AsyncDisposable {
@@ -62,21 +61,31 @@ const bootIdFile = "/proc/sys/kernel/random/boot_id";
 export function openWeightParts(settings: WeightSettings, clock: Clock): WeightParts {
   const machine = readSmall(bootIdFile, 256)?.toString("latin1").trim() ?? "unknown";
   const openSource = (endpoint: string) => openEndpoint(endpoint, machine, settings.callMsMax);
-  return { openSource, open: (host) => openSocket(host, { settings, machine, clock }) };
+  return { openSource, open: (host) => openSocket(host, { settings, machine, clock, openSource }) };
 }
 
 function openSocket(
-  host: HostHooks,
+  host: Pick<WeightHostOptions, "sourcesFor" | "events" | "whenWarm">,
   {
     settings,
     machine,
     clock,
-  }: { readonly settings: WeightSettings; readonly machine: string; readonly clock: Clock },
+    openSource,
+  }: {
+    readonly settings: WeightSettings;
+    readonly machine: string;
+    readonly clock: Clock;
+    readonly openSource: WeightParts["openSource"];
+  },
 ): OpenWeights {
   const device = openDevice(settings.pretendGpu);
   const { readersMax, loadMsMax, busyMsMax, silenceMsMax } = settings;
+  const place = settings.socket === null ? ownPlace() : givenPlace(settings.socket);
+  const endpoint = `unix://${machine}${encodeURI(place.socket)}`;
   const weights = new WeightHost({
     ...host,
+    openSource,
+    address: () => endpoint,
     parts: { ...device, clock },
     readersMax,
     loadMsMax,
@@ -91,14 +100,14 @@ function openSocket(
       bytesPerSecondMax: Number.POSITIVE_INFINITY,
     },
   });
-  const place = settings.socket === null ? ownPlace() : givenPlace(settings.socket);
   const server = new HandleServer(place.socket, () => weights.open());
   return {
     socket: place.socket,
-    endpoint: `unix://${machine}${encodeURI(place.socket)}`,
+    endpoint,
     [Symbol.asyncDispose]: async () => {
       server[Symbol.dispose]();
       place[Symbol.dispose]();
+      await weights[Symbol.asyncDispose]();
       await device.driver[Symbol.asyncDispose]();
     },
   };

@@ -110,9 +110,7 @@ export class RelightService {
     const publisher = by?.uri ?? null;
     const head = headOf({ identity, worker, workerId, status, sessionId, offer, publisher });
     const body = create(PublishMetadataRequestSchema, { identity, worker, workerId });
-    const { word } = request;
-    const bytes = toBinary(PublishMetadataRequestSchema, body);
-    await this.#registry.publish(head, bytes, signal, { by, word });
+    await this.#registry.publish(head, toBinary(PublishMetadataRequestSchema, body), signal, by);
     return create(PublishResponseSchema, { sourceId: head.sourceId });
   }
 
@@ -124,7 +122,7 @@ export class RelightService {
     const sourceId = request.sourceId === "" ? null : checkSourceId("source_id", request.sourceId);
     const workerId = checkName("worker_id", request.workerId);
     const sessionId = checkName("session_id", request.sessionId);
-    const what = { sessionId, workerId, sourceId, word: request.word };
+    const what = { sessionId, workerId, sourceId };
     const withdrawn = await this.#registry.withdraw(what, signal, by);
     return create(WithdrawResponseSchema, { withdrawn });
   }

@@ -4,9 +4,7 @@
 
 import { MiB } from "./units.ts";
 
-/** Of an ELF object, as the little-endian number that its first four bytes are. */
-const elfMagic = 0x46_4c_45_7f;
-const elfMagicBytes = 4;
+const elfMagic = Buffer.from([0x7f, 0x45, 0x4c, 0x46]);
 
 /** Of a JSON file, in bytes: it is read whole. */
 export const jsonBytesMax = 64 * MiB;
@@ -21,14 +19,14 @@ export function namedForm(path: string): NamedForm | null {
 
 /** How many bytes from the beginning `breaksForm` must see of a file of `size`. */
 export function formBytes(form: NamedForm, size: number): number {
-  return form === "json" ? size : Math.min(size, elfMagicBytes);
+  return form === "json" ? size : Math.min(size, elfMagic.length);
 }
 
 /** Why the file is not what its name says, in words; null when it is. `bytes`: `formBytes` or more. */
 export function breaksForm(form: NamedForm, bytes: Buffer): string | null {
   if (form === "elf") {
-    const isElf = bytes.length >= elfMagicBytes && bytes.readUInt32LE(0) === elfMagic;
-    return isElf ? null : "it is not an ELF object";
+    const head = bytes.subarray(0, elfMagic.length);
+    return head.equals(elfMagic) ? null : "it is not an ELF object";
   }
   if (bytes.length > jsonBytesMax) return "its JSON is too large";
   try {

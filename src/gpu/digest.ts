@@ -11,10 +11,9 @@ import {
   type DevicePtr,
   type GpuDriver,
   type GpuMemory,
+  type HostMemory,
   type KernelHandle,
   type ModuleHandle,
-  type StreamHandle,
-  type Wait,
 } from "./driver.ts";
 
 export interface DigestSegment {
@@ -36,6 +35,8 @@ export class GpuDigester implements AsyncDisposable {
   readonly #sum: KernelHandle;
   readonly #finish: KernelHandle;
   readonly #scratch: GpuMemory;
+  /** Laid out as the scratch memory is: tables go up from here, digests come down to here. */
+  readonly #host: HostMemory;
   readonly #blocks: number;
 
   private constructor(fields: {
@@ -44,6 +45,7 @@ export class GpuDigester implements AsyncDisposable {
     sum: KernelHandle;
     finish: KernelHandle;
     scratch: GpuMemory;
+    host: HostMemory;
     blocks: number;
     segmentCountMax: number;
   }) {
@@ -52,6 +54,7 @@ export class GpuDigester implements AsyncDisposable {
     this.#sum = fields.sum;
     this.#finish = fields.finish;
     this.#scratch = fields.scratch;
+    this.#host = fields.host;
     this.#blocks = fields.blocks;
     this.segmentCountMax = fields.segmentCountMax;
   }
@@ -67,36 +70,46 @@ export class GpuDigester implements AsyncDisposable {
   ): Promise<GpuDigester> {
     const { segmentCountMax } = options;
     const module = await driver.loadModule(context.handle, options.image);
-    const scratchBytes = segmentCountMax * (segmentBytes + digestBytes);
-    return new GpuDigester({
-      driver,
-      module,
-      sum: await driver.kernel(module, "relight_digest", 0),
-      finish: await driver.kernel(module, "relight_digest_finish", 0),
-      scratch: await driver.allocate(context.handle, { bytes: scratchBytes, sharing: "private" }),
-      blocks: blocksPerMultiprocessor * context.multiprocessorCount,
-      segmentCountMax,
-    });
+    const bytes = segmentCountMax * (segmentBytes + digestBytes);
+    const [sum, finish, scratch, host] = await Promise.all([
+      driver.kernel(module, "relight_digest", 0),
+      driver.kernel(module, "relight_digest_finish", 0),
+      driver.allocate(context.handle, { bytes, sharing: "private" }),
+      driver.shareHost(context.handle, bytes),
+    ]);
+    const blocks = blocksPerMultiprocessor * context.multiprocessorCount;
+    return new GpuDigester({ driver, module, sum, finish, scratch, host, blocks, segmentCountMax });
   }
 
   /**
-   * Commands that digest the segments into places `first`, `first + 1` … of the results. `prepare` must
-   * be done before `run` begins and waits for nothing itself: a stream of its own keeps it from standing
-   * behind what `run` waits for. Several calls may be in flight as long as their places differ.
+   * Commands that digest the segments into places `first`, `first + 1` … of the results, in this order.
+   * `prepare` waits for nothing, `collect` brings the digests to where `collected` finds them. Several
+   * calls may be in flight as long as their places differ; a place is used once.
    */
   commands(
     segments: readonly DigestSegment[],
     { seed, first }: { readonly seed: bigint; readonly first: number },
-  ): { readonly prepare: readonly Command[]; readonly run: readonly Command[] } {
-    if (segments.length === 0) return { prepare: [], run: [] };
+  ): {
+    readonly prepare: readonly Command[];
+    readonly run: readonly Command[];
+    readonly collect: readonly Command[];
+  } {
+    if (segments.length === 0) return { prepare: [], run: [], collect: [] };
     if (first + segments.length > this.segmentCountMax) {
       throw new RelightError(
         "request_invalid",
         `Cannot digest ${first + segments.length} segments: at most ${this.segmentCountMax}`,
       );
     }
-    const { table, chunkCount } = tableOf(segments);
-    const tableAt = at(this.#scratch.address, first * segmentBytes);
+    const offsetBytes = first * segmentBytes;
+    const { buffer, byteOffset } = this.#host.memory;
+    const words = new BigUint64Array(
+      buffer,
+      byteOffset + offsetBytes,
+      segments.length * segmentWords,
+    );
+    const chunkCount = writeTable(segments, words);
+    const tableAt = at(this.#scratch.address, offsetBytes);
     const out = this.#outAt(first);
     const args = Buffer.alloc(structBytes("RelightDigestArgs"));
     const values = {
@@ -109,54 +122,61 @@ export class GpuDigester implements AsyncDisposable {
     };
     writeStruct("RelightDigestArgs", values, { bytes: args, offset: 0 });
     const blocks = Math.min(this.#blocks, chunkCount);
+    const { handle: host } = this.#host;
+    const outBytes = segments.length * digestBytes;
     return {
       prepare: [
-        { do: "upload", to: tableAt, bytes: table },
-        { do: "fill", to: out, byte: 0, bytes: segments.length * digestBytes },
+        { do: "from_host", to: tableAt, host, offsetBytes, bytes: words.byteLength },
+        { do: "fill", to: out, byte: 0, bytes: outBytes },
       ],
       run: [
         launch(this.#sum, blocks, args),
         launch(this.#finish, Math.ceil(segments.length / threads), args),
       ],
+      collect: [
+        { do: "to_host", host, offsetBytes: this.#outOffset(first), from: out, bytes: outBytes },
+      ],
     };
   }
 
   /**
-   * The digests in places `first` … once the stream is done: 32 hex characters each, the low word
+   * What `collect` has brought, once the stream has come behind it: 32 hex characters each, the low word
    * before the high one.
    */
-  async results(
-    stream: StreamHandle,
-    places: { readonly first: number; readonly count: number },
-    wait: Wait,
-  ): Promise<string[]> {
-    const from = { address: this.#outAt(places.first), bytes: places.count * digestBytes };
-    const bytes = Buffer.from(await this.#driver.read(stream, from, wait));
+  collected({ first, count }: { readonly first: number; readonly count: number }): string[] {
+    const from = this.#outOffset(first);
+    // Copied out of memory that the GPU writes: what is turned around here must be ours alone.
+    const bytes = Buffer.from(this.#host.memory.slice(from, from + count * digestBytes));
     // formatDigest() of each, without a bigint for each: halves written with the high byte first.
     const digits = bytes.swap64().toString("hex");
     const length = 2 * digestBytes;
-    return Array.from({ length: places.count }, (_, index) =>
+    return Array.from({ length: count }, (_, index) =>
       digits.slice(index * length, (index + 1) * length),
     );
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#driver.close(this.#scratch.id);
+    await this.#driver.close(this.#host.handle);
     await this.#driver.close(this.#module);
   }
 
   #outAt(place: number): DevicePtr {
-    return at(this.#scratch.address, this.segmentCountMax * segmentBytes + place * digestBytes);
+    return at(this.#scratch.address, this.#outOffset(place));
+  }
+
+  #outOffset(place: number): number {
+    return this.segmentCountMax * segmentBytes + place * digestBytes;
   }
 }
 
-const words = segmentBytes / 8;
+const segmentWords = segmentBytes / 8;
 const addressWord = wordOf("RelightDigestSegment", "address");
 const bytesWord = wordOf("RelightDigestSegment", "bytes");
 const chunkWord = wordOf("RelightDigestSegment", "first_chunk");
 
-function tableOf(segments: readonly DigestSegment[]): { table: Uint8Array; chunkCount: number } {
-  const table = new BigUint64Array(segments.length * words);
+/** @returns how many chunks the segments have */
+function writeTable(segments: readonly DigestSegment[], table: BigUint64Array): number {
   let chunkCount = 0;
   let next = 0;
   for (const { address, bytes } of segments) {
@@ -165,9 +185,9 @@ function tableOf(segments: readonly DigestSegment[]): { table: Uint8Array; chunk
     table[next + bytesWord] = BigInt(bytes);
     table[next + chunkWord] = BigInt(chunkCount);
     chunkCount += Math.ceil(bytes / abi.constants.RELIGHT_DIGEST_CHUNK);
-    next += words;
+    next += segmentWords;
   }
-  return { table: new Uint8Array(table.buffer), chunkCount };
+  return chunkCount;
 }
 
 function launch(kernel: KernelHandle, blocks: number, args: Buffer): Command {

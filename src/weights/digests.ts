@@ -4,7 +4,7 @@
 
 import { blake3Hex } from "../core/digest.ts";
 import { assert } from "../errors.ts";
-import { at, type Command, type DevicePtr, type StreamHandle, type Wait } from "../gpu/driver.ts";
+import { at, type Command, type DevicePtr } from "../gpu/driver.ts";
 import { rowBlocks, rowCount, type Tensor } from "./tensor.ts";
 
 export interface Segment {
@@ -12,17 +12,22 @@ export interface Segment {
   readonly bytes: number;
 }
 
+/** In this order on one stream; `run` may wait for what brings the bytes, `prepare` waits for nothing. */
+export interface DigestCommands {
+  readonly prepare: readonly Command[];
+  readonly run: readonly Command[];
+  /** Brings the digests to where `collected` finds them. */
+  readonly collect: readonly Command[];
+}
+
 /** The GPU's half, as gpu/digest.ts does it: digests of contiguous ranges, kept in numbered places. */
 export interface Digester {
   commands(
     segments: readonly Segment[],
     place: { readonly seed: bigint; readonly first: number },
-  ): { readonly prepare: readonly Command[]; readonly run: readonly Command[] };
-  results(
-    stream: StreamHandle,
-    places: { readonly first: number; readonly count: number },
-    wait: Wait,
-  ): Promise<string[]>;
+  ): DigestCommands;
+  /** What `collect` has brought, once the stream has come behind it. */
+  collected(places: { readonly first: number; readonly count: number }): string[];
 }
 
 /** The tensor's own bytes as ranges, `base` being where its allocation is mapped. */

@@ -7,13 +7,16 @@ import { asRelightError, RelightError } from "../errors.ts";
 import type { MemoryHandle } from "../gpu/driver.ts";
 import type { Clock } from "../platform/clock.ts";
 import { startDeadlineOn } from "../platform/deadline.ts";
-import { type Coordinate, coordinateKey } from "./coordinate.ts";
+import { handleBytes } from "./carrier.ts";
+import { coordinateKey } from "./coordinate.ts";
 import { type Arguments, read } from "./host-calls.ts";
-import { beginChange, claim, drainMs, endChange, type Refusal, release, renew } from "./leases.ts";
-import { contentId, parseLayout, type WeightLayout, type WeightManifest } from "./manifest.ts";
+import { beginChange, drainMs, endChange } from "./leases.ts";
+import { contentId, parseLayout, type WeightLayout } from "./manifest.ts";
 import type { Publication, PublicationEvents, Publications } from "./publications.ts";
 import { type DeviceParts, digestLayout, type EngineMemory } from "./publish.ts";
 import { type PullLimits, type PullReport, pullWeights } from "./pull.ts";
+import { aborted, type Readers, type Reply } from "./readers.ts";
+import { ownManifest, Relay } from "./relay.ts";
 import type { WeightSource } from "./source.ts";
 
 export interface WeightHostOptions {
@@ -36,20 +39,16 @@ export interface WeightHostOptions {
     want: { readonly layout: WeightLayout; readonly hints: readonly string[] },
     signal: AbortSignal,
   ) => Promise<FoundSources>;
+  /** Where other agents reach this one; without it nobody reads what a load has verified so far. */
+  readonly address?: () => string | null;
+  /** Opens a source that a busy one has named; `null` for an address that leads nowhere from here. */
+  readonly openSource?: (address: string) => (WeightSource & Disposable) | null;
+  /** What all readers of a publication together may take while it serves; Infinity when not given. */
+  readonly bytesPerSecondMax?: number;
+  /** Where ranges are served over HTTP. */
+  readonly httpEndpoint?: () => string | null;
   /** For whoever announces what is offered here and keeps the ledger. None of them may throw. */
   readonly events?: WeightEvents;
-  /**
-   * Whether anybody may have weights for an engine that has not built its model yet. At once when absent.
-   * @throws RelightError why it can load them from elsewhere at once
-   */
-  readonly lookFor?: (
-    want: {
-      readonly model: string;
-      readonly coordinate: Coordinate;
-      readonly hints: readonly string[];
-    },
-    signal: AbortSignal,
-  ) => Promise<void>;
   /** Resolves when what the engine reads next from disk is there; never rejects. At once when absent. */
   readonly whenWarm?: () => Promise<void>;
 }
@@ -70,20 +69,16 @@ interface Call {
   readonly handles: readonly MemoryHandle[];
 }
 
-interface Reply {
-  readonly value: unknown;
-  readonly handles: readonly MemoryHandle[];
-}
-
 /** An engine or an agent at the other end of one connection. */
 export class WeightSession {
   readonly #publications: Publications;
   readonly #options: WeightHostOptions;
-  readonly #held: { readonly key: string; readonly lease: number }[] = [];
+  readonly #readers: Readers;
 
-  constructor(publications: Publications, options: WeightHostOptions) {
+  constructor(publications: Publications, options: WeightHostOptions, readers: Readers) {
     this.#publications = publications;
     this.#options = options;
+    this.#readers = readers;
   }
 
   async call({ op, args, handles }: Call, signal: AbortSignal): Promise<Reply> {
@@ -92,11 +87,6 @@ export class WeightSession {
         return plain(await this.#publish(read("publish", args), handles, signal));
       case "load":
         return plain(await this.#load(read("load", args), handles, signal));
-      case "look": {
-        const { sources: hints, ...want } = read("look", args);
-        await this.#options.lookFor?.({ ...want, hints }, signal);
-        return plain({});
-      }
       case "warm":
         read("warm", args);
         await Promise.race([this.#options.whenWarm?.(), aborted(signal)]);
@@ -113,17 +103,11 @@ export class WeightSession {
         this.#publications.getOwn(read("withdraw", args).key, this);
         this.#publications.removeOf(this);
         return plain({});
-      case "offer":
-        return plain(await this.#offer(read("offer", args).key, signal));
-      case "claim":
-        return this.#claim(read("claim", args));
-      case "renew":
-        return plain(this.#renew(read("renew", args)));
-      case "release":
-        this.#release(read("release", args));
-        return plain({});
-      default:
+      default: {
+        const reply = await this.#readers.call(op, args, signal);
+        if (reply !== null) return reply;
         throw new RelightError("request_invalid", `Cannot do "${op.slice(0, 64)}": it is no call`);
+      }
     }
   }
 
@@ -131,7 +115,7 @@ export class WeightSession {
     this.#publications.removeOf(this);
     // Whoever waits for the end of a change that will not end learns that the source is gone.
     this.#settle();
-    for (const one of this.#held.splice(0)) this.#release(one);
+    this.#readers.end();
   }
 
   async #publish(
@@ -154,11 +138,13 @@ export class WeightSession {
     const target = parseLayout(args.layout);
     const memory = engineMemory(args.deviceUuid, target, handles);
     const ended = this.#options.events?.loading(target);
+    const relay = new Relay(this.#publications, { owner: this, target, memory });
     try {
-      const report = await this.#pull({ target, memory, args }, signal);
+      const report = await this.#pull({ target, memory, args, relay }, signal);
       ended?.(report);
-      return { ...this.#offerOn({ target, memory, report }), ...told(report) };
+      return { ...this.#offerOn({ target, memory, report, relay }), ...told(report) };
     } catch (cause) {
+      relay.abandon();
       const error = asRelightError(cause);
       ended?.(error);
       throw error;
@@ -171,11 +157,13 @@ export class WeightSession {
       readonly target: WeightLayout;
       readonly memory: EngineMemory;
       readonly args: Arguments<"load">;
+      readonly relay: Relay;
     },
     signal: AbortSignal,
   ): Promise<PullReport> {
-    const { parts, limits, sourcesFor, loadMsMax, busyMsMax } = this.#options;
-    const { target, memory, args } = job;
+    const { parts, limits, sourcesFor, loadMsMax, busyMsMax, openSource } = this.#options;
+    const { target, memory, args, relay } = job;
+    const address = this.#options.address?.() ?? null;
     const until = parts.clock.monotonicMs() + busyMsMax;
     for (let waitMs = waitMsMin; ; waitMs = Math.min(2 * waitMs, waitMsMax)) {
       using found = await sourcesFor({ layout: target, hints: args.sources }, signal);
@@ -183,7 +171,16 @@ export class WeightSession {
         const { sources } = found;
         const what = "loading weights from a live replica";
         using deadline = startDeadlineOn(parts.clock, { what, ms: loadMsMax, parent: signal });
-        const pull = { target, memory, sources, content: args.content, limits };
+        const pull = {
+          target,
+          memory,
+          sources,
+          content: args.content,
+          limits,
+          address,
+          watcher: relay,
+          ...(openSource === undefined ? {} : { openSource }),
+        };
         return await pullWeights(parts, pull, deadline.signal);
       } catch (cause) {
         const error = asRelightError(cause);
@@ -199,14 +196,18 @@ export class WeightSession {
     readonly target: WeightLayout;
     readonly memory: EngineMemory;
     readonly report: PullReport;
+    readonly relay: Relay;
   }) {
-    const { target, memory, report } = loaded;
-    const manifest = ownManifest(target, report);
+    const { target, memory, report, relay } = loaded;
+    const key = coordinateKey(target.coordinate);
+    const generation = relay.complete();
+    if (generation !== null) return { key, generation, isOffered: true };
+    const manifest = ownManifest(target, report.manifest, 1);
     try {
       return { ...this.#publications.add({ owner: this, memory, manifest }), isOffered: true };
     } catch {
       // The weights are there and right; that a sibling of this part offers them already costs nothing.
-      return { key: coordinateKey(target.coordinate), generation: 0, isOffered: false };
+      return { key, generation: 0, isOffered: false };
     }
   }
 
@@ -237,41 +238,6 @@ export class WeightSession {
     this.#settle();
     this.#publications.renew(publication, manifest);
     return { generation, content: contentId(manifest) };
-  }
-
-  async #offer(name: string, signal: AbortSignal): Promise<WeightManifest> {
-    const publication = this.#publications.get(name);
-    await Promise.race([publication.settled, aborted(signal)]);
-    return this.#publications.get(name).manifest;
-  }
-
-  #claim(args: Arguments<"claim">): Reply {
-    const publication = this.#publications.get(args.key);
-    const now = this.#options.parts.clock.monotonicMs();
-    const [leases, granted] = claim(publication.leases, args, now);
-    publication.leases = leases;
-    if (typeof granted === "string") throw refused(granted, args.key);
-    this.#held.push({ key: args.key, lease: granted.id });
-    return { value: { lease: granted.id }, handles: publication.memory.handles };
-  }
-
-  #renew(args: Arguments<"renew">) {
-    const publication = this.#publications.get(args.key);
-    const now = this.#options.parts.clock.monotonicMs();
-    const want = { id: args.lease, ttlMs: args.ttlMs };
-    const [leases, granted] = renew(publication.leases, want, now);
-    publication.leases = leases;
-    if (typeof granted === "string") throw refused(granted, args.key);
-    return { generation: granted.generation };
-  }
-
-  #release(args: { readonly key: string; readonly lease: number }): void {
-    try {
-      const publication = this.#publications.get(args.key);
-      publication.leases = release(publication.leases, args.lease);
-    } catch {
-      // The publication is gone, and its leases with it.
-    }
   }
 
   async #digest(
@@ -316,35 +282,4 @@ function engineMemory(
     );
   });
   return { deviceUuid: uuid, handles };
-}
-
-function handleBytes(handle: MemoryHandle): number {
-  if (handle.kind === "ipc") return handle.bytes;
-  return handle.pieces.reduce((sum, piece) => sum + piece.bytes, 0);
-}
-
-/** The target's own places with the digests that it has verified, in its order of tensors. */
-function ownManifest(target: WeightLayout, { manifest }: PullReport): WeightManifest {
-  const byName = new Map(
-    manifest.tensors.map(({ name }, index) => [name, manifest.digests[index]]),
-  );
-  const digests = target.tensors.map(({ name }) => byName.get(name) ?? null);
-  return { ...target, generation: 1, digests };
-}
-
-function refused(refusal: Refusal, name: string): RelightError {
-  const why = {
-    source_busy: "as many readers as it admits are reading",
-    generation_changed: "its weights have changed or are changing",
-    source_gone: "the lease has run out",
-  }[refusal];
-  return new RelightError(refusal, `Cannot read "${name}": ${why}`, { details: { key: name } });
-}
-
-async function aborted(signal: AbortSignal): Promise<never> {
-  return await new Promise((_, reject) => {
-    const stop = () => reject(new RelightError("cancelled", "Cannot wait: the caller has gone"));
-    if (signal.aborted) stop();
-    else signal.addEventListener("abort", stop, { once: true });
-  });
 }

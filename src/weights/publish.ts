@@ -64,9 +64,10 @@ async function digestRanges(
       const base = await stay.addressOf(job.memory.handles, tensor.allocation);
       segments.push(...segmentsOf(tensor, base));
     }
-    const { prepare, run } = digester.commands(segments, { seed, first });
-    await driver.submit(stream, [...prepare, ...run]);
+    const { prepare, run, collect } = digester.commands(segments, { seed, first });
+    await driver.submit(stream, [...prepare, ...run, ...collect]);
     first += segments.length;
   }
-  return await digester.results(stream, { first: 0, count }, job.wait);
+  await driver.finish(stream, job.wait);
+  return digester.collected({ first: 0, count });
 }

@@ -12,7 +12,8 @@ import {
 
 const failure = { source: "a", code: "source_gone", message: "gone" } as const;
 const offered = (content: string): PullEvent => ({ type: "offered", source: "a", content });
-const copied = (...verified: number[]): PullEvent => ({ type: "copied", verified, failure: null });
+const verified = (...tensors: number[]): PullEvent => ({ type: "verified", tensors });
+const copied: PullEvent = { type: "copied", failure: null };
 
 function walk(start: PullProgress, ...events: PullEvent[]): [PullProgress, PullStep[]] {
   const steps: PullStep[] = [];
@@ -29,11 +30,12 @@ test("what verified from one source is kept when another of the same content fol
   const [progress, steps] = walk(
     startPull(3, null),
     offered("x"),
-    copied(0, 1),
+    verified(0, 1),
+    copied,
     offered("x"),
-    copied(2),
+    verified(2),
   );
-  assert.deepEqual(steps, ["copy", "next", "copy", "done"]);
+  assert.deepEqual(steps, ["copy", "copy", "next", "copy", "done"]);
   assert.equal(progress.verified.size, 3);
 });
 
@@ -41,11 +43,13 @@ test("another content starts from nothing, so that no pull ends with two", () =>
   const [progress, steps] = walk(
     startPull(2, null),
     offered("x"),
-    copied(0),
+    verified(0),
+    copied,
     offered("y"),
-    copied(1),
+    verified(1),
+    copied,
   );
-  assert.deepEqual(steps, ["copy", "next", "copy", "next"]);
+  assert.deepEqual(steps, ["copy", "copy", "next", "copy", "copy", "next"]);
   assert.deepEqual([...progress.verified], [1]);
 });
 
@@ -64,9 +68,9 @@ test("a source that keeps changing is left after three times, and the next one m
 });
 
 test("wrong tensors are a failure of their source, and the rest counts", () => {
-  const wrong: PullEvent = { type: "copied", verified: [0], failure };
-  const [progress, steps] = walk(startPull(2, null), offered("x"), wrong);
-  assert.deepEqual(steps, ["copy", "next"]);
+  const wrong: PullEvent = { type: "copied", failure };
+  const [progress, steps] = walk(startPull(2, null), offered("x"), verified(0), wrong);
+  assert.deepEqual(steps, ["copy", "copy", "next"]);
   assert.deepEqual([...progress.verified], [0]);
   assert.deepEqual(progress.failures, [failure]);
 });

@@ -26,12 +26,9 @@ export interface PullProgress {
 
 export type PullEvent =
   | { readonly type: "offered"; readonly source: string; readonly content: string }
-  /** `failure` says which tensors arrived wrong, `null` when none did. */
-  | {
-      readonly type: "copied";
-      readonly verified: readonly number[];
-      readonly failure: PullFailure | null;
-    }
+  | { readonly type: "verified"; readonly tensors: readonly number[] }
+  /** Everything that the source has was copied; `failure` says which tensors arrived wrong. */
+  | { readonly type: "copied"; readonly failure: PullFailure | null }
   | { readonly type: "generation_changed"; readonly failure: PullFailure }
   | { readonly type: "failed"; readonly failure: PullFailure };
 
@@ -55,12 +52,13 @@ export function step(progress: PullProgress, event: PullEvent): [PullProgress, P
   switch (event.type) {
     case "offered":
       return offered(progress, event);
-    case "copied": {
-      const verified = new Set([...progress.verified, ...event.verified]);
-      const next = { ...progress, verified };
-      if (verified.size === progress.tensorCount) return [next, "done"];
-      return [event.failure === null ? next : failed(next, event.failure), "next"];
+    case "verified": {
+      const verified = progress.verified.union(new Set(event.tensors));
+      return [{ ...progress, verified }, verified.size === progress.tensorCount ? "done" : "copy"];
     }
+    case "copied":
+      if (progress.verified.size === progress.tensorCount) return [progress, "done"];
+      return [event.failure === null ? progress : failed(progress, event.failure), "next"];
     case "generation_changed":
       return generationChanged(progress, event.failure);
     case "failed":

@@ -13,9 +13,10 @@ import { GpuDigester } from "../gpu/digest.ts";
 import { fakeDigestImage, fakeDigestKernels } from "../gpu/digest-reference.ts";
 import { FakeDriver } from "../gpu/fake.ts";
 import { type Clock, systemClock } from "../platform/clock.ts";
+import { mappedCarrier } from "./carrier.ts";
 import { type DeviceParts, digestLayout } from "./publish.ts";
 import { type PullLimits, pullWeights } from "./pull.ts";
-import type { WeightSource } from "./source.ts";
+import { haveAll, type WeightSource } from "./source.ts";
 
 const KiB = 1_024;
 const tensors: readonly TensorSpec[] = Array.from({ length: 8 }, (_, index) => ({
@@ -88,16 +89,16 @@ describe("pullWeights()", { timeout: 30_000 }, () => {
 
   test("a handle that cannot be opened leads to the next source", async () => {
     await world(async ({ pull, source, target }) => {
+      const handles = target.handles.map(
+        () => ({ kind: "ipc", handle: new Uint8Array(64).fill(1), bytes: 4_096 }) as const,
+      );
       const broken: WeightSource = {
         ...source,
         name: "broken",
-        claim: async (...given) => {
-          const lease = await source.claim(...given);
-          const handles = lease.handles.map(
-            () => ({ kind: "ipc", handle: new Uint8Array(64).fill(1), bytes: 4_096 }) as const,
-          );
-          return { ...lease, handles };
-        },
+        claim: async (...given) => ({
+          ...(await source.claim(...given)),
+          open: async (to) => mappedCarrier(to, handles),
+        }),
       };
       const report = await pull({ sources: [broken, source] });
       assert.deepEqual(
@@ -162,8 +163,11 @@ async function sourceOf(engine: TestEngine, directory: string): Promise<WeightSo
     name: "source",
     offer: async () => manifest,
     claim: async () => ({
-      handles: engine.handles,
-      renew: async () => undefined,
+      isComplete: true,
+      bytesPerSecondMax: Number.POSITIVE_INFINITY,
+      open: async (target) => mappedCarrier(target, engine.handles),
+      renew: async () => ({ bytesPerSecondMax: Number.POSITIVE_INFINITY }),
+      have: async () => haveAll,
       [Symbol.asyncDispose]: async () => undefined,
     }),
   };

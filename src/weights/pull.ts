@@ -4,18 +4,29 @@
 // leaves it half-written, so the engine must load from elsewhere into a clean state.
 
 import { asRelightError, assert, RelightError } from "../errors.ts";
-import type { GpuDriver, MemoryHandle } from "../gpu/driver.ts";
+import type { MemoryHandle } from "../gpu/driver.ts";
 import type { Clock } from "../platform/clock.ts";
+import type { Carrier, TransportName } from "./carrier.ts";
 import { coordinateKey } from "./coordinate.ts";
 import { type Stay, stayOnDevice } from "./device.ts";
-import { placeCount } from "./digests.ts";
+import { type Digester, placeCount } from "./digests.ts";
+import { LeaseKeeper } from "./lease-keeper.ts";
 import { contentId, digestSeed, type WeightLayout, type WeightManifest } from "./manifest.ts";
-import { matchLayouts } from "./match.ts";
+import { matchLayouts, type TensorPair } from "./match.ts";
+import { Pacer } from "./pacer.ts";
 import { planTransfer } from "./plan.ts";
 import type { DeviceParts, EngineMemory } from "./publish.ts";
-import { type PullFailure, type PullProgress, startPull, step } from "./pull-progress.ts";
-import type { WeightSource } from "./source.ts";
-import { runTransfer, type TransferResult } from "./transfer.ts";
+import {
+  type PullEvent,
+  type PullFailure,
+  type PullProgress,
+  type PullStep,
+  startPull,
+  step,
+} from "./pull-progress.ts";
+import { type Have, haveAll, type SourceLease, type WeightSource } from "./source.ts";
+import { SourceQueue } from "./source-queue.ts";
+import { type Judged, runTransfer } from "./transfer.ts";
 
 export interface PullLimits {
   readonly batchBytes: number;
@@ -25,6 +36,14 @@ export interface PullLimits {
   readonly silenceMsMax: number;
 }
 
+/** Whoever offers on what a pull has verified. */
+export interface PullWatcher {
+  /** These values are being assembled, from nothing. */
+  began(manifest: WeightManifest): void;
+  /** Tensors of the target that are as the manifest promises. */
+  verified(tensors: readonly number[]): void;
+}
+
 export interface PullJob {
   readonly target: WeightLayout;
   readonly memory: EngineMemory;
@@ -32,6 +51,11 @@ export interface PullJob {
   /** The `contentId` that is wanted, or `null` for whatever the first source has. */
   readonly content: string | null;
   readonly limits: PullLimits;
+  /** Where this target can itself be read meanwhile; `null` when it cannot. */
+  readonly address?: string | null;
+  /** Opens a source that a busy one has named; `null` for an address that leads nowhere from here. */
+  readonly openSource?: (address: string) => (WeightSource & Disposable) | null;
+  readonly watcher?: PullWatcher;
 }
 
 export interface PullReport {
@@ -46,17 +70,9 @@ export interface PullReport {
   readonly costBytes: number | null;
   /** Sources that gave at least one verified tensor, in order. */
   readonly sources: readonly string[];
+  /** How the bytes came, by `sources`. */
+  readonly transports: readonly TransportName[];
   readonly failures: readonly PullFailure[];
-}
-
-/** The rest is mapped while copying; what is asked for at once stands in the first copy's way. */
-const mappedAheadMax = 32;
-const mappedAheadBytes = 2 ** 31;
-
-interface Attempt {
-  readonly manifest: WeightManifest;
-  readonly result: TransferResult;
-  readonly copyCount: number;
 }
 
 /**
@@ -80,8 +96,12 @@ class Pull {
   readonly #parts: DeviceParts & { readonly clock: Clock };
   readonly #job: PullJob;
   readonly #stay: Stay;
-  readonly #gave: string[] = [];
+  readonly #queue: SourceQueue;
+  readonly #gave = new Map<string, TransportName>();
+  #digester: Promise<Digester> | null = null;
   #progress: PullProgress;
+  /** The content that the watcher was told of. */
+  #watched: string | null = null;
   #isMutated = false;
   #isCopying = false;
   #bytes = 0;
@@ -93,11 +113,13 @@ class Pull {
     this.#job = job;
     this.#stay = stay;
     this.#progress = startPull(job.target.tensors.length, job.content);
+    this.#queue = new SourceQueue(job.sources, job.openSource ?? null, job.address ?? null);
   }
 
   async run(signal: AbortSignal) {
     void this.#mapWhileIdle(this.#job.memory.handles);
-    for (const source of this.#job.sources) {
+    using queue = this.#queue;
+    for (let source = queue.next(); source !== null; source = queue.next()) {
       const manifest = await this.#drain(source, signal);
       if (manifest !== null) return this.#report(manifest);
     }
@@ -117,44 +139,107 @@ class Pull {
     source: WeightSource,
     signal: AbortSignal,
   ): Promise<WeightManifest | "again" | "next"> {
+    const read = new ReadTensors();
     try {
-      const attempt = await this.#attempt(source, signal);
-      return attempt === null ? "next" : this.#account(source, attempt);
+      const manifest = await this.#attempt(source, read, signal);
+      if (manifest === null) return "next";
+      this.#keep(source, read);
+      const failure = read.wrong.length === 0 ? null : this.#wrongTensors(source, read.wrong);
+      return this.#step({ type: "copied", failure }) === "done" ? manifest : "next";
     } catch (cause) {
       const error = asRelightError(cause);
       // Another source cannot help against what is wrong here.
       if (!mayTryElsewhere(error)) throw this.#mutatedOr(error);
+      this.#keep(source, read);
+      this.#queue.hear(error);
       const failure = { source: source.name, code: error.code, message: error.message };
       const type = error.code === "generation_changed" ? "generation_changed" : "failed";
-      const [progress, then] = step(this.#progress, { type, failure });
-      this.#progress = progress;
-      return then === "again" ? "again" : "next";
+      return this.#step({ type, failure }) === "again" ? "again" : "next";
     }
   }
 
-  async #attempt(source: WeightSource, signal: AbortSignal): Promise<Attempt | null> {
-    const { target, limits } = this.#job;
+  /** What verified before a source failed stays: nothing else has those digests. */
+  #keep(source: WeightSource, { verified, transport }: ReadTensors): void {
+    if (verified.length === 0 || transport === null) return;
+    this.#step({ type: "verified", tensors: verified });
+    this.#gave.set(source.name, transport);
+  }
+
+  #step(event: PullEvent): PullStep {
+    const [progress, then] = step(this.#progress, event);
+    this.#progress = progress;
+    return then;
+  }
+
+  /** Reads what the source has of what is missing. `null`: it offers what is not wanted. */
+  async #attempt(
+    source: WeightSource,
+    read: ReadTensors,
+    signal: AbortSignal,
+  ): Promise<WeightManifest | null> {
+    const { target, limits, address, watcher } = this.#job;
+    const { clock } = this.#parts;
     const key = coordinateKey(target.coordinate);
     const manifest = await source.offer(key, signal);
     const pairs = matchLayouts(manifest, target);
-    const offer = { type: "offered", source: source.name, content: contentId(manifest) } as const;
-    const [progress, then] = step(this.#progress, offer);
-    this.#progress = progress;
-    if (then !== "copy") return null;
-    const missing = pairs.filter((pair) => !progress.verified.has(pair.target));
-    const want = { generation: manifest.generation, ttlMs: limits.leaseMs };
+    const content = contentId(manifest);
+    if (this.#step({ type: "offered", source: source.name, content }) !== "copy") return null;
+    const want = {
+      generation: manifest.generation,
+      ttlMs: limits.leaseMs,
+      address: address ?? null,
+    };
     await using lease = await source.claim(key, want, signal);
-    this.#mapAhead(lease.handles);
-    const plan = planTransfer(missing, manifest, target, limits);
-    const wanted = new Map(missing.map((pair) => [pair.target, digestOf(manifest, pair.source)]));
-    const result = await this.#transfer({ plan, wanted, handles: lease.handles }, signal);
+    const keeper = new LeaseKeeper(lease, { clock, leaseMs: limits.leaseMs, signal });
+    if (this.#watched !== content) watcher?.began(manifest);
+    this.#watched = content;
+    const { driver } = this.#parts;
+    await using carrier = await lease.open({ driver, stay: this.#stay }, keeper.signal);
+    read.transport = carrier.transport;
+    const missing = pairs.filter((pair) => !this.#progress.verified.has(pair.target));
+    const rate = () => Math.min(limits.bytesPerSecondMax, keeper.bytesPerSecondMax);
+    const pacer = new Pacer(clock, rate);
+    const admit = (bytes: number, within: AbortSignal) => {
+      keeper.touch();
+      return pacer.pass(bytes, within);
+    };
+    const reading = { manifest, lease, carrier, admit, read, signal: keeper.signal };
+    await this.#readAll(missing, reading);
     if (!(await isStillCurrent(lease, limits.leaseMs, signal))) {
       throw new RelightError(
         "generation_changed",
         `Cannot keep what "${source.name}" gave: it changed its weights meanwhile`,
       );
     }
-    return { manifest, result, copyCount: plan.copyCount };
+    return manifest;
+  }
+
+  /** A source that is still loading gives what it has, and then what it gets. */
+  async #readAll(missing: readonly TensorPair[], reading: Reading): Promise<void> {
+    const { lease, read, signal } = reading;
+    let left = missing;
+    let have = lease.isComplete ? haveAll : await lease.have(-1, signal);
+    for (;;) {
+      const ready = have.isComplete ? left : left.filter((pair) => have.includes(pair.source));
+      if (ready.length > 0 || left.length === 0) await this.#transfer(ready, reading);
+      left = have.isComplete ? [] : left.filter((pair) => !have.includes(pair.source));
+      if (left.length === 0 || read.wrong.length > 0) return;
+      have = await this.#haveMore(reading, have.count);
+    }
+  }
+
+  async #haveMore({ lease, signal }: Reading, known: number): Promise<Have> {
+    const { clock } = this.#parts;
+    const until = clock.monotonicMs() + this.#job.limits.silenceMsMax;
+    for (;;) {
+      const have = await lease.have(known, signal);
+      if (have.isComplete || have.count > known) return have;
+      if (clock.monotonicMs() < until) continue;
+      throw new RelightError(
+        "source_stalled",
+        `Cannot wait for more of a source that is loading: it has ${known} tensors and gets no more`,
+      );
+    }
   }
 
   /** One after the other, so that the first copy never stands behind more than one of them. */
@@ -165,58 +250,36 @@ class Pull {
     }
   }
 
-  /** As much as the first copies need, mapped by the GPU's thread while this one plans. */
-  #mapAhead(handles: readonly MemoryHandle[]): void {
-    let bytes = 0;
-    for (let index = 0; index < Math.min(handles.length, mappedAheadMax); index += 1) {
-      this.#stay.addressOf(handles, index).catch(() => undefined);
-      bytes += this.#job.target.allocations[index]?.bytes ?? 0;
-      if (bytes >= mappedAheadBytes) return;
-    }
-  }
-
-  async #transfer(
-    read: {
-      readonly plan: ReturnType<typeof planTransfer>;
-      readonly wanted: ReadonlyMap<number, string>;
-      readonly handles: EngineMemory["handles"];
-    },
-    signal: AbortSignal,
-  ): Promise<TransferResult> {
-    const { target, memory, limits } = this.#job;
-    const { driver, clock, openDigester } = this.#parts;
-    const { context, addressOf } = this.#stay;
-    const segmentCountMax = Math.max(1, placeCount(target.tensors));
-    const digester = await openDigester(this.#stay, segmentCountMax);
-    const sides = { source: read.handles, target: memory.handles };
-    this.#isCopying = true;
-    this.#isMutated ||= read.plan.bytes > 0;
-    return await runTransfer(
-      {
-        driver: driver satisfies GpuDriver,
-        context,
-        digester,
-        clock,
-        addressOf: (side, allocation) => addressOf(sides[side], allocation),
-      },
-      { ...limits, plan: read.plan, target, wanted: read.wanted, seed: digestSeed(target) },
-      signal,
+  async #transfer(pairs: readonly TensorPair[], reading: Reading): Promise<void> {
+    const { target, memory, limits, watcher } = this.#job;
+    const { driver, clock } = this.#parts;
+    const { manifest, carrier, admit, read } = reading;
+    const plan = planTransfer(pairs, manifest, target, limits);
+    const wanted = new Map(pairs.map((pair) => [pair.target, digestOf(manifest, pair.source)]));
+    this.#digester ??= this.#parts.openDigester(
+      this.#stay,
+      Math.max(1, placeCount(target.tensors)),
     );
-  }
-
-  #account(
-    source: WeightSource,
-    { manifest, result, copyCount }: Attempt,
-  ): WeightManifest | "next" {
-    const { verified, wrong } = result;
-    const failure = wrong.length === 0 ? null : this.#wrongTensors(source, wrong);
-    const [progress, then] = step(this.#progress, { type: "copied", verified, failure });
-    this.#progress = progress;
-    this.#bytes += result.bytes;
-    this.#copyMs += result.ms;
-    this.#copyCount += copyCount;
-    if (verified.length > 0) this.#gave.push(source.name);
-    return then === "done" ? manifest : "next";
+    const digester = await this.#digester;
+    this.#isCopying = true;
+    this.#isMutated ||= plan.bytes > 0;
+    const addressOf = (allocation: number) => this.#stay.addressOf(memory.handles, allocation);
+    const onJudged = ({ verified, wrong }: Judged) => {
+      read.add({ verified, wrong });
+      if (verified.length > 0) watcher?.verified(verified);
+    };
+    const began = clock.monotonicMs();
+    try {
+      await runTransfer(
+        { driver, stay: this.#stay, digester, carrier, addressOf },
+        { ...limits, plan, target, wanted, seed: digestSeed(target), admit, onJudged },
+        reading.signal,
+      );
+      this.#bytes += plan.bytes;
+    } finally {
+      this.#copyMs += clock.monotonicMs() - began;
+      this.#copyCount += plan.copyCount;
+    }
   }
 
   #wrongTensors(source: WeightSource, wrong: readonly number[]): PullFailure {
@@ -234,7 +297,8 @@ class Pull {
       bytes: this.#bytes,
       copyMs: this.#copyMs,
       copyCount: this.#copyCount,
-      sources: this.#gave,
+      sources: [...this.#gave.keys()],
+      transports: [...this.#gave.values()],
       failures: this.#progress.failures,
     };
   }
@@ -263,12 +327,33 @@ class Pull {
   }
 }
 
+/** What came of one attempt at one source, kept also when the attempt fails. */
+class ReadTensors {
+  transport: TransportName | null = null;
+  readonly verified: number[] = [];
+  readonly wrong: number[] = [];
+
+  add({ verified, wrong }: Judged): void {
+    this.verified.push(...verified);
+    this.wrong.push(...wrong);
+  }
+}
+
+interface Reading {
+  readonly manifest: WeightManifest;
+  readonly lease: SourceLease;
+  readonly carrier: Carrier;
+  readonly admit: (bytes: number, signal: AbortSignal) => Promise<void>;
+  readonly read: ReadTensors;
+  readonly signal: AbortSignal;
+}
+
 /**
  * A source that has died meanwhile cannot say that it has changed; what verified against its manifest is
  * that generation's, whole, because nothing else has those digests.
  */
 async function isStillCurrent(
-  lease: Awaited<ReturnType<WeightSource["claim"]>>,
+  lease: SourceLease,
   ttlMs: number,
   signal: AbortSignal,
 ): Promise<boolean> {
@@ -278,10 +363,17 @@ async function isStillCurrent(
   } catch (cause) {
     const { code } = asRelightError(cause);
     if (code === "generation_changed") return false;
-    if (code === "source_unreachable" || code === "source_gone") return true;
+    if (goneCodes.has(code)) return true;
     throw cause;
   }
 }
+
+const goneCodes: ReadonlySet<string> = new Set([
+  "source_unreachable",
+  "source_stalled",
+  "source_gone",
+  "no_source",
+]);
 
 function mayTryElsewhere(error: RelightError): boolean {
   // A transfer's own deadline follows its bytes: it is this source's link that was too slow.

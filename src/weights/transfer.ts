@@ -1,31 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// A plan on the GPU: batch after batch is copied on one stream and digested on another, so that only the
-// last batch's digests remain when the last byte has arrived. The source's engine takes no part.
-// Commands are enqueued well ahead; nothing is unmapped before the streams are done.
+// A plan on the GPU: batch after batch is brought by the source's carrier on one stream and digested on
+// another, and each batch's tensors are judged as soon as their digests are there, so that only the last
+// batch's remain when the last byte has arrived and what is verified can be relied upon before the rest.
 
 import { assert, RelightError } from "../errors.ts";
-import {
-  at,
-  type Command,
-  type ContextHandle,
-  type DevicePtr,
-  type GpuDriver,
-} from "../gpu/driver.ts";
-import type { Clock } from "../platform/clock.ts";
+import { at, type DevicePtr, type EventHandle, type StreamHandle } from "../gpu/driver.ts";
+import type { Carrier, CarrierTarget } from "./carrier.ts";
 import { combineDigests, type Digester, type Segment, segmentsOf } from "./digests.ts";
 import type { WeightLayout } from "./manifest.ts";
-import type { Batch, PlannedCopy, Region, TransferPlan } from "./plan.ts";
+import type { Batch, TransferPlan } from "./plan.ts";
 import { rowCount } from "./tensor.ts";
 
-export type Side = "source" | "target";
-
-export interface TransferParts {
-  readonly driver: GpuDriver;
-  readonly context: ContextHandle;
+export interface TransferParts extends CarrierTarget {
   readonly digester: Digester;
-  readonly clock: Clock;
-  /** Where an allocation is mapped in this process; asked for when the first copy needs it. */
-  readonly addressOf: (side: Side, allocation: number) => Promise<DevicePtr>;
+  readonly carrier: Carrier;
+  /** Where an allocation of the target is mapped in this process. */
+  readonly addressOf: (allocation: number) => Promise<DevicePtr>;
 }
 
 export interface TransferJob {
@@ -34,104 +24,200 @@ export interface TransferJob {
   /** By target tensor. */
   readonly wanted: ReadonlyMap<number, string>;
   readonly seed: bigint;
-  /** Infinity for no cap; a serving source may need one. */
-  readonly bytesPerSecondMax: number;
-  /** The slowest link that is still worth waiting for; with the bytes it makes the deadline. */
+  /** Asked before each batch; holds it back as long as a serving source wants it. */
+  readonly admit: (bytes: number, signal: AbortSignal) => Promise<void>;
+  /** The slowest link that is still worth waiting for; with the bytes under way it makes deadlines. */
   readonly bytesPerSecondMin: number;
   readonly silenceMsMax: number;
+  readonly onJudged: (judged: Judged) => void;
 }
 
-export interface TransferResult {
+/** Target tensors whose bytes have arrived: as promised, or not. */
+export interface Judged {
   readonly verified: readonly number[];
-  /** Arrived, but not what the source had promised. */
   readonly wrong: readonly number[];
-  readonly bytes: number;
-  readonly ms: number;
 }
 
-/** @throws deadline_exceeded, cancelled, device_lost, device_handle_invalid */
+/** Returns once every tensor of the plan is judged. @throws what the carrier throws, device_lost */
 export async function runTransfer(
   parts: TransferParts,
   job: TransferJob,
   signal: AbortSignal,
-): Promise<TransferResult> {
-  const { driver, context, clock } = parts;
-  const began = clock.monotonicMs();
-  const copyStream = await driver.openStream(context);
-  const checkStream = await driver.openStream(context);
-  // An upload first waits for its stream; on the check stream, that would be for the copies.
-  const tableStream = await driver.openStream(context);
-  const copied = await driver.openEvent(context);
-  const prepared = await driver.openEvent(context);
-  const deadlineMs = job.silenceMsMax + (job.plan.bytes / job.bytesPerSecondMin) * 1_000;
-  const wait = { signal, deadlineMs };
-  try {
-    const places = placesOf(job);
-    const addresses = new Addresses(parts.addressOf, job);
-    const enqueued: Promise<void>[] = [];
-    const enqueue = (submitted: Promise<void>) => {
-      // Told below, once all are; until then nobody listens.
-      submitted.catch(() => undefined);
-      enqueued.push(submitted);
+): Promise<void> {
+  await using transfer = await Transfer.open(parts, job, signal);
+  await transfer.run();
+}
+
+interface Streams {
+  readonly copy: StreamHandle;
+  readonly check: StreamHandle;
+}
+
+/** What one batch needs from being asked for until it is judged. */
+interface Lane {
+  readonly copied: EventHandle;
+  readonly checked: EventHandle;
+  busy: Promise<void>;
+  bytes: number;
+}
+
+class Transfer implements AsyncDisposable {
+  readonly #parts: TransferParts;
+  readonly #job: TransferJob;
+  readonly #streams: Streams;
+  readonly #lanes: readonly Lane[];
+  readonly #addresses: TargetAddresses;
+  readonly #stop = new AbortController();
+  readonly #signal: AbortSignal;
+  #nextPlace = 0;
+  #failure: { readonly reason: unknown } | null = null;
+
+  private constructor(
+    parts: TransferParts,
+    job: TransferJob,
+    opened: { signal: AbortSignal; streams: Streams; lanes: readonly Lane[] },
+  ) {
+    this.#parts = parts;
+    this.#job = job;
+    this.#streams = opened.streams;
+    this.#lanes = opened.lanes;
+    this.#addresses = new TargetAddresses(parts.addressOf, job);
+    this.#signal = AbortSignal.any([opened.signal, this.#stop.signal]);
+  }
+
+  static async open(
+    parts: TransferParts,
+    job: TransferJob,
+    signal: AbortSignal,
+  ): Promise<Transfer> {
+    const { driver, stay, carrier } = parts;
+    const openLane = async (): Promise<Lane> => {
+      const [copied, checked] = await Promise.all([
+        driver.openEvent(stay.context),
+        driver.openEvent(stay.context),
+      ]);
+      return { copied, checked, busy: Promise.resolve(), bytes: 0 };
     };
-    let sent = 0;
-    for (const [index, batch] of job.plan.batches.entries()) {
-      signal.throwIfAborted();
-      await addresses.ready(index);
-      const copies = bindCopies(addresses, batch.copies);
-      enqueue(driver.submit(copyStream, [...copies, { do: "record", event: copied }]));
-      const first = places.first[index] ?? 0;
-      const checks = checkCommands(parts.digester, addresses, { ...job, batch, first });
-      const { prepare, run } = checks;
-      enqueue(driver.submit(tableStream, [...prepare, { do: "record", event: prepared }]));
-      const awaits = [copied, prepared].map((event) => ({ do: "await", event }) as const);
-      enqueue(driver.submit(checkStream, [...awaits, ...run]));
-      addresses.prefetch(index + 1);
-      sent += batch.bytes;
-      if (Number.isFinite(job.bytesPerSecondMax)) {
-        await driver.finish(copyStream, wait);
-        await pace(clock, { began, bytes: sent, rate: job.bytesPerSecondMax }, signal);
-      }
+    const laneCount = Math.min(carrier.deliveriesMax, Math.max(1, job.plan.batches.length));
+    // All at once: each is a message to the GPU's thread and back.
+    const [copy, check, ...lanes] = await Promise.all([
+      driver.openStream(stay.context),
+      driver.openStream(stay.context),
+      ...Array.from({ length: laneCount }, openLane),
+    ]);
+    return new Transfer(parts, job, { signal, streams: { copy, check }, lanes });
+  }
+
+  async run(): Promise<void> {
+    const { plan, onJudged } = this.#job;
+    if (plan.empty.length > 0) onJudged({ verified: plan.empty, wrong: [] });
+    for (const [index, batch] of plan.batches.entries()) {
+      const lane = this.#lanes[index % this.#lanes.length];
+      assert(lane !== undefined, "a transfer has lanes");
+      await lane.busy;
+      this.#throwFailure();
+      await this.#addresses.ready(index);
+      await this.#guarded(this.#job.admit(batch.bytes, this.#signal));
+      lane.bytes = batch.bytes;
+      lane.busy = this.#bring(lane, batch).catch((reason: unknown) => this.#fail(reason));
+      this.#addresses.prefetch(index + 1);
+      this.#parts.carrier.prefetch(plan.batches[index + 1]?.copies ?? []);
     }
-    await Promise.all(enqueued);
-    await driver.finish(copyStream, wait);
-    const digests = await parts.digester.results(
-      checkStream,
-      { first: 0, count: places.count },
+    await Promise.all(this.#lanes.map((lane) => lane.busy));
+    this.#throwFailure();
+  }
+
+  /** What was enqueued may still run; nothing is unmapped before it is done, or has had as long again. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    const { driver } = this.#parts;
+    this.#stop.abort(new RelightError("cancelled", "Cannot go on copying weights: it has ended"));
+    await Promise.all(this.#lanes.map((lane) => lane.busy));
+    const wait = { signal: new AbortController().signal, deadlineMs: this.#job.silenceMsMax };
+    for (const stream of [this.#streams.copy, this.#streams.check]) {
+      // The first error is the one that is told; a stream that does not end says nothing new.
+      await driver.finish(stream, wait).catch(() => undefined);
+    }
+    const events = this.#lanes.flatMap(({ copied, checked }) => [copied, checked]);
+    const opened = [this.#streams.copy, this.#streams.check, ...events];
+    await Promise.all(opened.map((handle) => driver.close(handle)));
+  }
+
+  async #bring(lane: Lane, batch: Batch): Promise<void> {
+    const { driver, carrier, digester } = this.#parts;
+    const wait = this.#wait();
+    const copies = batch.copies.map((copy) => ({ copy, to: this.#addresses.at(copy.to) }));
+    // Asked for first: while bytes are on their way this thread prepares how they are checked.
+    const brought = carrier.bring(
+      {
+        copies,
+        stream: this.#streams.copy,
+        after: [{ do: "record", event: lane.copied }],
+      },
       wait,
     );
-    const { verified, wrong } = judge(job, digests);
-    return { verified, wrong, bytes: job.plan.bytes, ms: clock.monotonicMs() - began };
-  } catch (error) {
-    await drain(parts, [copyStream, tableStream, checkStream], deadlineMs);
-    throw translated(error);
-  } finally {
-    for (const handle of [copyStream, tableStream, checkStream, copied, prepared]) {
-      await driver.close(handle);
+    brought.catch(() => undefined); // Awaited below.
+    const places = this.#check(batch);
+    await brought;
+    await driver.submit(this.#streams.check, [
+      ...places.commands.prepare,
+      { do: "await", event: lane.copied },
+      ...places.commands.run,
+      ...places.commands.collect,
+      { do: "record", event: lane.checked },
+    ]);
+    await driver.reach(lane.checked, wait);
+    const ranges = digester.collected(places);
+    lane.bytes = 0;
+    this.#job.onJudged(judge(this.#job, batch, ranges));
+  }
+
+  #check(batch: Batch) {
+    const { target, seed } = this.#job;
+    const segments: Segment[] = [];
+    for (const index of batch.tensors) {
+      const tensor = tensorAt(target, index);
+      segments.push(...segmentsOf(tensor, this.#addresses.base(tensor.allocation)));
     }
+    const first = this.#nextPlace;
+    this.#nextPlace += segments.length;
+    const commands = this.#parts.digester.commands(segments, { seed, first });
+    return { first, count: segments.length, commands };
+  }
+
+  /** As long as everything under way may take on the slowest link, and a silence. */
+  #wait() {
+    const bytes = this.#lanes.reduce((sum, lane) => sum + lane.bytes, 0);
+    const { silenceMsMax, bytesPerSecondMin } = this.#job;
+    const deadlineMs = silenceMsMax + (bytes / bytesPerSecondMin) * 1_000;
+    return { signal: this.#signal, deadlineMs };
+  }
+
+  async #guarded(waiting: Promise<void>): Promise<void> {
+    try {
+      await waiting;
+    } catch (error) {
+      this.#fail(error);
+      this.#throwFailure();
+    }
+  }
+
+  #fail(reason: unknown): void {
+    this.#failure ??= { reason: translated(reason) };
+    this.#stop.abort(this.#failure.reason);
+  }
+
+  #throwFailure(): void {
+    if (this.#failure !== null) throw this.#failure.reason;
+    if (this.#signal.aborted) throw translated(this.#signal.reason);
   }
 }
 
-/** In which place each batch's first range digest goes, batches in order and tensors within them. */
-function placesOf({ plan, target }: TransferJob): { first: number[]; count: number } {
-  let count = 0;
-  const first = plan.batches.map(({ tensors }) => {
-    const here = count;
-    for (const index of tensors) count += rowCount(tensorAt(target, index));
-    return here;
-  });
-  return { first, count };
-}
-
-/** Where allocations are mapped: those of the next batch are asked for while this one is bound. */
-class Addresses {
+/** Where the target's allocations are mapped: those of the next batch are asked for early. */
+class TargetAddresses {
   readonly #addressOf: TransferParts["addressOf"];
   readonly #job: TransferJob;
-  readonly #asked = {
-    source: new Map<number, Promise<void>>(),
-    target: new Map<number, Promise<void>>(),
-  };
-  readonly #known = { source: new Map<number, DevicePtr>(), target: new Map<number, DevicePtr>() };
+  readonly #asked = new Map<number, Promise<void>>();
+  readonly #known = new Map<number, DevicePtr>();
 
   constructor(addressOf: TransferParts["addressOf"], job: TransferJob) {
     this.#addressOf = addressOf;
@@ -148,96 +234,47 @@ class Addresses {
     for (const mapped of this.#ask(index)) mapped.catch(() => undefined);
   }
 
-  at(side: Side, region: Region): DevicePtr {
-    return at(this.base(side, region.allocation), region.offsetBytes);
+  at(region: { readonly allocation: number; readonly offsetBytes: number }): DevicePtr {
+    return at(this.base(region.allocation), region.offsetBytes);
   }
 
-  base(side: Side, allocation: number): DevicePtr {
-    const base = this.#known[side].get(allocation);
+  base(allocation: number): DevicePtr {
+    const base = this.#known.get(allocation);
     assert(base !== undefined, "a batch is bound once its allocations are mapped");
     return base;
   }
 
   #ask(index: number): Promise<void>[] {
     const { copies, tensors } = this.#job.plan.batches[index] ?? { copies: [], tensors: [] };
-    const source = new Set(copies.map(({ from }) => from.allocation));
-    const target = new Set(copies.map(({ to }) => to.allocation));
-    for (const tensor of tensors) target.add(tensorAt(this.#job.target, tensor).allocation);
-    return [
-      ...Array.from(source, (allocation) => this.#map("source", allocation)),
-      ...Array.from(target, (allocation) => this.#map("target", allocation)),
-    ];
+    const allocations = new Set(copies.map(({ to }) => to.allocation));
+    for (const tensor of tensors) {
+      allocations.add(tensorAt(this.#job.target, tensor).allocation);
+    }
+    return Array.from(allocations, (allocation) => this.#map(allocation));
   }
 
-  #map(side: Side, allocation: number): Promise<void> {
-    const before = this.#asked[side].get(allocation);
+  #map(allocation: number): Promise<void> {
+    const before = this.#asked.get(allocation);
     if (before !== undefined) return before;
-    const mapped = this.#addressOf(side, allocation).then((address) => {
-      this.#known[side].set(allocation, address);
+    const mapped = this.#addressOf(allocation).then((address) => {
+      this.#known.set(allocation, address);
     });
-    this.#asked[side].set(allocation, mapped);
+    this.#asked.set(allocation, mapped);
     return mapped;
   }
 }
 
-function bindCopies(addresses: Addresses, copies: readonly PlannedCopy[]): Command[] {
-  return copies.map((copy): Command => {
-    const [from, to] = [addresses.at("source", copy.from), addresses.at("target", copy.to)];
-    if (copy.rows === 1) return { do: "copy", to, from, bytes: copy.rowBytes };
-    const { rowBytes, rows, toPitchBytes, fromPitchBytes } = copy;
-    return { do: "copy_rows", to, from, rowBytes, rows, toPitchBytes, fromPitchBytes };
-  });
-}
-
-function checkCommands(
-  digester: Digester,
-  addresses: Addresses,
-  check: TransferJob & { readonly batch: Batch; readonly first: number },
-): ReturnType<Digester["commands"]> {
-  const segments: Segment[] = [];
-  for (const index of check.batch.tensors) {
-    const tensor = tensorAt(check.target, index);
-    segments.push(...segmentsOf(tensor, addresses.base("target", tensor.allocation)));
-  }
-  return digester.commands(segments, check);
-}
-
-function judge({ plan, target, wanted }: TransferJob, ranges: readonly string[]) {
-  const verified = [...plan.empty];
+function judge({ target, wanted }: TransferJob, batch: Batch, ranges: readonly string[]): Judged {
+  const verified: number[] = [];
   const wrong: number[] = [];
   let next = 0;
-  for (const { tensors } of plan.batches) {
-    for (const index of tensors) {
-      const count = rowCount(tensorAt(target, index));
-      const digest = count === 1 ? ranges[next] : combineDigests(ranges.slice(next, next + count));
-      next += count;
-      (digest === wanted.get(index) ? verified : wrong).push(index);
-    }
+  for (const index of batch.tensors) {
+    const count = rowCount(tensorAt(target, index));
+    const digest = count === 1 ? ranges[next] : combineDigests(ranges.slice(next, next + count));
+    next += count;
+    (digest === wanted.get(index) ? verified : wrong).push(index);
   }
   return { verified, wrong };
-}
-
-async function pace(
-  clock: Clock,
-  spent: { readonly began: number; readonly bytes: number; readonly rate: number },
-  signal: AbortSignal,
-): Promise<void> {
-  const dueMs = spent.began + (spent.bytes / spent.rate) * 1_000;
-  const aheadMs = dueMs - clock.monotonicMs();
-  if (aheadMs > 0) await clock.sleep(aheadMs, signal);
-}
-
-/** What was enqueued may still run; nothing is unmapped before it is done, or has had as long again. */
-async function drain(
-  { driver }: TransferParts,
-  streams: readonly Parameters<GpuDriver["finish"]>[0][],
-  deadlineMs: number,
-): Promise<void> {
-  const signal = new AbortController().signal;
-  for (const stream of streams) {
-    // The first error is the one that is told; a stream that does not end says nothing new.
-    await driver.finish(stream, { signal, deadlineMs }).catch(() => undefined);
-  }
 }
 
 function translated(error: unknown): unknown {

@@ -52,8 +52,10 @@ export function gpuDigestContract({ open, image, name, skip }: GpuDigestContract
         { do: "upload", to: memory.address, bytes: content },
         ...commands.prepare,
         ...commands.run,
+        ...commands.collect,
       ]);
-      return await digester.results(stream, { first: 3, count: segments.length }, wait);
+      await driver.finish(stream, wait);
+      return digester.collected({ first: 3, count: segments.length });
     }
 
     test("every length and alignment gives the reference's bits", async () => {

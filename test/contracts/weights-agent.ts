@@ -26,6 +26,8 @@ export interface AgentArguments {
   /** How long a load comes back to busy sources; by default not at all. */
   readonly busyMsMax?: number;
   readonly limits?: Partial<PullLimits>;
+  /** Whether others may read what a load here has verified so far; by default they may. */
+  readonly isRelay?: boolean;
 }
 
 export const testLimits: PullLimits = {
@@ -79,6 +81,8 @@ export class TestAgent implements AsyncDisposable {
       drainMsMax: 500,
       loadMsMax: 120_000,
       busyMsMax: given.busyMsMax ?? 0,
+      address: () => (given.isRelay === false ? null : given.socket),
+      openSource: peerAt,
       sourcesFor: async ({ hints }) => {
         const peers = hints.map(peerAt);
         return {
@@ -94,6 +98,7 @@ export class TestAgent implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#server[Symbol.dispose]();
+    await this.host[Symbol.asyncDispose]();
     await this.#driver[Symbol.asyncDispose]();
   }
 }

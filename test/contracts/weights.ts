@@ -95,6 +95,57 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
       });
     });
 
+    test("a source with too many readers sends the next to its readers, who give what they have verified", async () => {
+      await world(async ({ agent, engine }) => {
+        const from = agent("a", { readersMax: 1 });
+        const chain = ["b", "c", "d"].map((name) =>
+          agent(name, { ...slow(backend), readersMax: 1 }),
+        );
+        const source = engine(from, { tensors: large });
+        await source.ask({ do: "fill", salt: "x" });
+        await source.ask({ do: "publish" });
+        const targets = chain.map((one) => engine(one, { tensors: large, isTarget: true }));
+        await Promise.all(targets.map((one) => one.ready));
+        const loads: Promise<Loaded>[] = [];
+        for (const target of targets) {
+          loads.push(target.ask<Loaded>(loadFrom(from)));
+          // A GPU may be done before the next one asks; the fake needs a second.
+          if (backend === "fake") await pause(150);
+        }
+        const loaded = await Promise.all(loads);
+        for (const one of targets)
+          assert.deepEqual(await one.ask({ do: "differing", salt: "x" }), []);
+        if (backend === "cuda") return;
+        assert.deepEqual(
+          loaded.map(({ sources }) => sources[0]),
+          [from, ...chain.slice(0, 2)].map(({ socket }) => socket),
+        );
+      });
+    });
+
+    test("a target whose source is a loading target that dies goes to another, and keeps what it has", async () => {
+      await world(async ({ agent, engine }) => {
+        const from = agent("a", { readersMax: 1 });
+        const between = agent("b", { ...slow(backend), isProcess: true });
+        const to = agent("c", { busyMsMax: 20_000 });
+        const source = engine(from, { tensors: large });
+        await source.ask({ do: "fill", salt: "x" });
+        await source.ask({ do: "publish" });
+        const relay = engine(between, { tensors: large, isTarget: true, isProcess: true });
+        const target = engine(to, { tensors: large, isTarget: true });
+        await Promise.all([relay.ready, target.ready]);
+        const never = relay.ask(loadFrom(from)).catch(() => "killed");
+        if (backend === "fake") await until(async () => (await from.readers()) === 1);
+        const loading = target.ask<Loaded>(loadFrom(from));
+        await pause(200);
+        await between.kill();
+        await relay.kill();
+        await never;
+        await loading;
+        assert.deepEqual(await target.ask({ do: "differing", salt: "x" }), []);
+      });
+    });
+
     test("same shapes with other values are refused when a content is demanded", async () => {
       await world(async ({ agent, engine }) => {
         const [right, wrong, to] = [agent("a"), agent("b"), agent("c")];
@@ -245,7 +296,7 @@ export function weightsContract({ backend, skip, deviceCount }: WeightsContractO
     test("a killed target gives its lease back, and the source goes on serving", async () => {
       await world(async ({ agent, engine }) => {
         const from = agent("a", { readersMax: 1 });
-        const first = agent("b", { ...slow(backend), isProcess: true });
+        const first = agent("b", { ...slow(backend), isProcess: true, isRelay: false });
         const second = agent("c");
         const source = engine(from, { tensors: large });
         await source.ask({ do: "fill", salt: "x" });

@@ -244,7 +244,6 @@ export class SimClient implements CoordinatorClient {
     const { artifact, identity } = publication;
     const request = create(PublishRequestSchema, {
       sessionId: publication.sessionId,
-      word: publication.word ?? 0,
       workerId: publication.workerId,
       identity: create(SourceIdentitySchema, identity),
       endpoints: [...publication.endpoints],
@@ -262,7 +261,7 @@ export class SimClient implements CoordinatorClient {
   }
 
   async withdraw(
-    what: Parameters<CoordinatorClient["withdraw"]>[0],
+    what: { readonly sessionId: string; readonly workerId: string; readonly sourceId?: string },
     signal: AbortSignal,
   ): Promise<{ readonly withdrawn: number }> {
     const request = create(WithdrawRequestSchema, what);

@@ -30,26 +30,19 @@ export interface ReplicaOptions {
   /** Of the values that this engine "has on disk". */
   readonly salt?: string;
   readonly flags?: readonly string[];
-  /** Words in front of port, directory and salt; the engine that serves tensors when not given. */
-  readonly engine?: readonly string[];
+  readonly engineWords?: readonly string[];
   readonly environment?: Readonly<Record<string, string>>;
 }
 
 export async function startWeightsReplica(
   folder: TemporaryFolder,
   name: string,
-  {
-    coordinator,
-    salt = "one",
-    flags = [],
-    engine = ["serving_engine.py"],
-    environment = {},
-  }: ReplicaOptions,
+  { coordinator, salt = "one", flags = [], engineWords = [], environment = {} }: ReplicaOptions,
 ): Promise<WeightsReplica> {
   const port = await freePort();
   const state = folder.path(`${name}/state`);
   const gpu = folder.path("gpu");
-  const [script = "", ...words] = engine;
+  const engine = path.join(python, "tests/serving_engine.py");
   const process = relight(
     [
       "run",
@@ -66,11 +59,11 @@ export async function startWeightsReplica(
       ...flags,
       "--",
       "python3",
-      path.join(python, "tests", script),
-      ...words,
+      engine,
       String(port),
       gpu,
       salt,
+      ...engineWords,
     ],
     { PYTHONPATH: python, PYTHONDONTWRITEBYTECODE: "1", ...environment },
   );
