@@ -98,7 +98,7 @@ export class PieceIntake {
   #finish(handle: number, bytes: Buffer, want: StagedPiece): void {
     if (this.#finishing === null) return;
     const form = namedForm(want.path);
-    if (form !== null && breaksForm(form, bytes) !== null) return;
+    if (form !== null && breaksForm(form, bytes, want.fileBytes) !== null) return;
     const { accessMs, modifiedMs, finished } = this.#finishing;
     fs.futimesSync(handle, accessMs / 1_000, modifiedMs / 1_000);
     finished.add(want.fileIndex);
