@@ -2,7 +2,7 @@
 // What happens to a pull, and what it wants done.
 
 import type { PieceSet } from "../core/pieces.ts";
-import type { PullOutcome, SourceFailure } from "./pull-state.ts";
+import type { PieceGroups, PullOutcome, SourceFailure } from "./pull-state.ts";
 
 export interface Failure extends SourceFailure {
   /** What a busy source asked for; null when it named nothing. */
@@ -28,6 +28,8 @@ export type PullEvent =
   /** What the coordinator offers now, also those known already. */
   | { readonly type: "search_done"; readonly sources: readonly FoundPullSource[] }
   | { readonly type: "search_failed" }
+  /** What is wanted first has become known, or has changed. What is under way stays under way. */
+  | { readonly type: "reordered"; readonly order: PieceGroups }
   | { readonly type: "tick" };
 
 export type PullEffect =

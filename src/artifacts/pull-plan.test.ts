@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { assertConsistent, playPull } from "../../test/support/pull-world.ts";
+import { PieceSet } from "../core/pieces.ts";
 import { KiB, MiB } from "../core/units.ts";
 import { step } from "./pull.ts";
 import { createPull, pullSettings } from "./pull-state.ts";
@@ -48,5 +49,52 @@ describe("pull plan", () => {
     assert.deepEqual(result.outcome, { type: "complete" });
     const stolen = [...result.pull.sources.values()].map((source) => source.stolen);
     assert.deepEqual(stolen, [0, 0, 0, 0, 0]);
+  });
+
+  test("an order's first group is asked for whole before the second, and both before the rest", () => {
+    const pull = createPull({
+      pieces: Array.from({ length: 40 }, () => ({ length: MiB })),
+      order: [
+        [30, 31, 5],
+        [7, 8, 9, 10],
+      ],
+      settings: { ...pullSettings, lanesMax: 1, batchPiecesMax: 2 },
+      random: () => 0.9,
+      nowMs: 0,
+    });
+    const asked: number[] = [];
+    let effects = step(pull, { type: "source_found", endpoint: "a", isComplete: true }, 0);
+    while (pull.outcome === null && asked.length < 40) {
+      const fetch = effects.find((effect) => effect.type === "fetch");
+      assert.ok(fetch, "one batch is under way");
+      asked.push(...fetch.pieces);
+      const { batch, pieces } = fetch;
+      step(pull, { type: "pieces_verified", batch, pieces }, 1);
+      effects = step(pull, { type: "batch_done", batch, refused: [] }, 1);
+      if (asked.length === 10) step(pull, { type: "reordered", order: [[0, 1]] }, 1);
+    }
+    assert.deepEqual(pull.outcome, { type: "complete" });
+    assert.deepEqual(new Set(asked.slice(0, 3)), new Set([5, 30, 31]));
+    assert.deepEqual(new Set(asked.slice(3, 7)), new Set([7, 8, 9, 10]));
+    // Two more were under way when the new order came.
+    assert.deepEqual(new Set(asked.slice(11, 13)), new Set([0, 1]));
+  });
+
+  test("a source that lacks the first group is asked for what it has", () => {
+    const pull = createPull({
+      pieces: Array.from({ length: 4 }, () => ({ length: MiB })),
+      order: [[0, 1]],
+      settings: pullSettings,
+      random: () => 0,
+      nowMs: 0,
+    });
+    step(pull, { type: "source_found", endpoint: "part", isComplete: false }, 0);
+    const have = new PieceSet(4);
+    have.add(3);
+    const effects = step(pull, { type: "have_known", endpoint: "part", have }, 0);
+    assert.deepEqual(
+      effects.flatMap((effect) => (effect.type === "fetch" ? [effect.pieces] : [])),
+      [[3]],
+    );
   });
 });

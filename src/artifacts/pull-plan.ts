@@ -4,7 +4,8 @@
 //
 // Batches shrink with what is missing, so that all lanes end at about the same time. Each starts at a
 // random piece, so that targets of one source hold different parts early and can serve each other; and a
-// source that has everything is asked first for what no other has, because only it can bring that.
+// source that has everything is asked first for what no other has, because only it can bring that. Within
+// all of that, what the pull's order puts first comes first.
 
 import type { Bits } from "./bits.ts";
 import type { PullEffect } from "./pull-events.ts";
@@ -59,12 +60,19 @@ function speedOf(source: Source): number {
 
 /** Not empty: the caller has looked. */
 function candidatesOf(pull: Pull, source: Source): Bits {
-  if (source.have !== null) return pull.missing.and(source.have);
-  let rare = pull.missing;
+  if (source.have !== null) return mostWanted(pull, pull.missing.and(source.have));
+  const wanted = mostWanted(pull, pull.missing);
+  let rare = wanted;
   for (const { have, dropped } of pull.sources.values()) {
     if (have !== null && dropped === null) rare = rare.without(have);
   }
-  return rare.isEmpty ? pull.missing : rare;
+  return rare.isEmpty ? wanted : rare;
+}
+
+/** What of them the first group has that has any. */
+function mostWanted(pull: Pull, candidates: Bits): Bits {
+  const group = pull.order.find((bits) => bits.meets(candidates));
+  return group === undefined ? candidates : candidates.and(group);
 }
 
 /** Whether the others would have brought everything before this source brought one piece. */

@@ -8,7 +8,13 @@ import type { Clock } from "../platform/clock.ts";
 import type { PieceFetcher, Staging } from "../transport/transport.ts";
 import { type PullReport, reportOf, step } from "./pull.ts";
 import type { Failure, FoundPullSource, PullEffect, PullEvent } from "./pull-events.ts";
-import { createPull, type Pull, type PullOutcome, type PullSettings } from "./pull-state.ts";
+import {
+  createPull,
+  type PieceGroups,
+  type Pull,
+  type PullOutcome,
+  type PullSettings,
+} from "./pull-state.ts";
 
 export type PullSource = FoundPullSource;
 
@@ -21,6 +27,8 @@ export interface PullOptions {
   readonly staging: Staging;
   /** Pieces to bring, ascending; all when absent. */
   readonly wanted?: readonly number[];
+  /** What comes first; everything at random when absent. */
+  readonly order?: PieceGroups;
   readonly settings: PullSettings;
   readonly clock: Clock;
   /** From 0 to 1, as Math.random. */
@@ -41,6 +49,8 @@ export interface RunningPull {
   readonly found: (source: PullSource) => void;
   /** A source has been withdrawn; what it is sending may still arrive. */
   readonly lost: (endpoint: string) => void;
+  /** Something else is wanted first from now on. */
+  readonly reorder: (order: PieceGroups) => void;
 }
 
 /** Brings pieces into staging, from all sources at once. */
@@ -51,6 +61,7 @@ export function startPull(options: PullOptions): RunningPull {
     report: () => reportOf(shell.pull),
     found: (source) => shell.handle({ type: "source_found", ...source }),
     lost: (endpoint) => shell.handle({ type: "source_lost", endpoint }),
+    reorder: (order) => shell.handle({ type: "reordered", order }),
   };
 }
 
@@ -66,10 +77,11 @@ class PullShell {
 
   constructor(options: PullOptions) {
     this.#options = options;
-    const { staging, wanted, settings, random, clock } = options;
+    const { staging, wanted, order, settings, random, clock } = options;
     this.pull = createPull({
       pieces: staging.pieces,
       ...(wanted === undefined ? {} : { wanted }),
+      ...(order === undefined ? {} : { order }),
       settings,
       random,
       nowMs: clock.monotonicMs(),

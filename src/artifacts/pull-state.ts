@@ -128,6 +128,8 @@ export interface Pull {
   /** Not verified. */
   piecesLeft: number;
   bytesLeft: number;
+  /** Pieces of an earlier group are asked for before those of a later one, and these before the rest. */
+  order: readonly Bits[];
   readonly sources: Map<string, Source>;
   readonly batches: Map<number, Batch>;
   nextBatch: number;
@@ -140,10 +142,14 @@ export interface Pull {
   outcome: PullOutcome | null;
 }
 
+/** Groups of piece numbers, the most wanted first. */
+export type PieceGroups = readonly (readonly number[])[];
+
 /** A pull of the `wanted` pieces, of all when absent. No effects yet: they come with the first source. */
 export function createPull(options: {
   pieces: readonly Pick<Piece, "length">[];
   wanted?: readonly number[];
+  order?: PieceGroups;
   settings: PullSettings;
   random: () => number;
   nowMs: number;
@@ -166,6 +172,7 @@ export function createPull(options: {
     missingBytes: bytes,
     piecesLeft: count,
     bytesLeft: bytes,
+    order: orderOf(lengths.length, options.order ?? []),
     sources: new Map(),
     batches: new Map(),
     nextBatch: 0,
@@ -210,6 +217,14 @@ export function createSource(
     stolen: 0,
     failures: new Map(),
   };
+}
+
+export function orderOf(size: number, groups: PieceGroups): Bits[] {
+  return groups.map((pieces) => {
+    const bits = new Bits(size);
+    for (const piece of pieces) bits.add(piece);
+    return bits;
+  });
 }
 
 export function bitsOf(set: PieceSet): Bits {

@@ -14,6 +14,7 @@ import {
   bitsOf,
   endBatch,
   lengthOf,
+  orderOf,
   type Pull,
   type PullOutcome,
   type Source,
@@ -60,6 +61,9 @@ function apply(pull: Pull, event: PullEvent, nowMs: number): void {
       break;
     case "search_failed":
       searchFailed(pull, nowMs);
+      break;
+    case "reordered":
+      pull.order = orderOf(pull.lengths.length, event.order);
       break;
     case "tick":
   }
