@@ -285,6 +285,14 @@ export const codes = {
     means: "A file does not have the form that its family requires.",
     next: "Inspect the source that the message names; it may be hostile.",
   },
+  code_unwanted: {
+    blame: "remote",
+    retry: "elsewhere",
+    http: 502,
+    exit: 39,
+    means: "A checkpoint holds files that an engine would execute, and this node takes data only.",
+    next: "Have it published without them, or take them with --allow-code if you trust its author.",
+  },
   // Files that change under our hands
   entry_changed: {
     blame: "self",

@@ -15,7 +15,7 @@ import {
   removeStaging,
   type Staging,
 } from "../artifacts/install.ts";
-import type { ManifestFile, SealedManifest } from "../artifacts/manifest.ts";
+import { listPieces, type ManifestFile, type SealedManifest } from "../artifacts/manifest.ts";
 import { portableFile } from "../artifacts/portable-file.ts";
 import {
   type FailureMarker,
@@ -27,6 +27,8 @@ import {
   writeMarker,
 } from "../artifacts/receipt.ts";
 import { uninstall } from "../artifacts/uninstall.ts";
+import { PieceSet } from "../core/pieces.ts";
+import type { RelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
 import { claimNodeLock } from "../platform/node-lock.ts";
 import type { Finishing, OfferedFile } from "../transport/transport.ts";
@@ -40,9 +42,15 @@ export interface ClaimedCache extends Disposable {
   writeMarker(marker: FailureMarker): void;
   removeMarker(): void;
   /** Files of the manifest that are not there yet. */
-  missing(manifest: SealedManifest): readonly ManifestFile[];
-  stage(files: readonly ManifestFile[]): Staging;
-  unstage(staging: Staging): void;
+  missing(manifest: SealedManifest, signal: AbortSignal): Promise<readonly ManifestFile[]>;
+  /** A place for `files` of the manifest, with what an earlier attempt left there and is what it should be. */
+  stage(
+    manifest: SealedManifest,
+    files: readonly ManifestFile[],
+    signal: AbortSignal,
+  ): Promise<StagedTree>;
+  /** The transfer or the installation failed. */
+  unstage(staging: Staging, why: RelightError): void;
   /** Gives what was staged and verified its final names. */
   install(order: {
     staging: Staging;
@@ -59,6 +67,11 @@ export interface ClaimedCache extends Disposable {
     manifest: SealedManifest,
     installed: ReadonlySet<string>,
   ): readonly (OfferedFile | null)[];
+}
+
+export interface StagedTree extends Staging {
+  /** Pieces of the manifest that need not be fetched. */
+  readonly verified: PieceSet;
 }
 
 /** An installation of an earlier day that may not be used any more, and was taken back. */
@@ -88,7 +101,7 @@ export const claimCache: ClaimCache = async (cache, options) => {
   const root = openRoot(cache.root);
   const lock = await claimNodeLock(ownPaths(root).lock, options);
   try {
-    recoverRoot(root, (receipt) => options.recheck(receipt) === null);
+    recoverRoot(root, (receipt) => options.recheck(receipt) === null, isResumable(cache));
     for (const receipt of readReceipts(root, () => {})) {
       const refusal = options.recheck(receipt);
       if (refusal !== null) options.onUndone({ receipt, refusal, files: uninstall(root, receipt) });
@@ -101,8 +114,11 @@ export const claimCache: ClaimCache = async (cache, options) => {
     readMarker: (nowMs) => readMarker(root, nowMs),
     writeMarker: (marker) => writeMarker(root, marker),
     removeMarker: () => removeMarker(root),
-    missing: (manifest) => missingFiles(root, manifest),
-    stage: (files) => createStaging(root, files),
+    missing: async (manifest) => missingFiles(root, manifest),
+    stage: async (manifest, files) => ({
+      ...createStaging(root, files),
+      verified: new PieceSet(listPieces(manifest).length),
+    }),
     unstage: removeStaging,
     install: async (order) => installStaged({ root, ...order }),
     offered: ({ files }, installed) =>
@@ -110,6 +126,11 @@ export const claimCache: ClaimCache = async (cache, options) => {
     [Symbol.dispose]: () => lock[Symbol.dispose](),
   };
 };
+
+/** A JIT cache is fetched again in a second; for a checkpoint that is minutes. */
+function isResumable({ family }: Cache): boolean {
+  return family.whole !== undefined;
+}
 
 /** Null when the file is not there as it was installed: it is then not offered. */
 function installedFile(root: string, file: ManifestFile): OfferedFile | null {

@@ -46,6 +46,8 @@ export interface CacheRecord {
   alreadyThere: number;
   fetched: number;
   fetchedBytes: number;
+  /** Left by an attempt that did not end, looked at again and used. */
+  resumedBytes: number;
   /** Compiled by the target while they were fetched; the target's own stay. */
   kept: number;
   retries: number;
@@ -177,6 +179,7 @@ export class Ledger {
       alreadyThere: 0,
       fetched: 0,
       fetchedBytes: 0,
+      resumedBytes: 0,
       kept: 0,
       retries: 0,
       sources: [],

@@ -70,7 +70,7 @@ export class Publisher {
     const { sealer, clock, settleMs } = this.#options;
     const excluded = [...this.cache.excluded, ...this.#excluded];
     const cache = { ...this.cache, excluded };
-    this.#last = await sealer.seal(cache, clock.wallMs() - settleMs, signal);
+    this.#last = await sealer.seal(cache, { settledBeforeMs: clock.wallMs() - settleMs }, signal);
     return this.#last;
   }
 
@@ -172,8 +172,8 @@ export class Publisher {
 }
 
 function offered(root: string, file: SealedFile): OfferedFile {
-  const { portable, spooled } = file;
-  const served = spooled ?? { ...file, path: path.join(root, file.entry.path) };
+  const { portable, spooled, realPath } = file;
+  const served = spooled ?? { ...file, path: realPath ?? path.join(root, file.entry.path) };
   return {
     path: served.path,
     size: file.entry.size,

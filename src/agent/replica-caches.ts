@@ -4,7 +4,7 @@
 // by `relight agent` and `relight artifact` without one.
 
 import { type Cache, chooseCaches } from "../artifacts/families.ts";
-import type { Environment, Facts } from "../artifacts/family.ts";
+import type { Environment, Facts, Family } from "../artifacts/family.ts";
 import { countHits, unitsOf } from "../artifacts/hits.ts";
 import {
   compileConfigDigest,
@@ -47,7 +47,8 @@ export interface CacheSettings {
   readonly facts: Partial<Record<keyof Facts, string>>;
   readonly extraIdentity: Readonly<Record<string, string>>;
   readonly families: readonly string[];
-  readonly customCaches: readonly { name: string; folder: string }[];
+  /** Those that no table knows: given by hand, or a checkpoint. */
+  readonly customCaches: readonly Family[];
   readonly python: string;
   readonly isPublishing: boolean;
   /** From the start until the caches are as warm as they get. */
@@ -80,6 +81,8 @@ interface CacheState {
   before: ReadonlySet<string>;
   /** Why the folder could not be looked at; null when it could. */
   obstacle: unknown;
+  /** Why it could not be sealed the last time, so that the same is not said at every look. */
+  complaint: string;
 }
 
 export class ReplicaCaches {
@@ -113,15 +116,15 @@ export class ReplicaCaches {
 
   /**
    * Learns who the replica is and, with `isInstalling`, installs what peers have, all within the
-   * budget and until `stop`. What goes wrong is in the ledger, not thrown.
+   * budget. What goes wrong is in the ledger, not thrown; so is that `stop` fired.
    * @throws RelightError `config_invalid`.
    */
-  async prepare(isInstalling: boolean, stop?: AbortSignal): Promise<void> {
+  async prepare(isInstalling: boolean, stop: AbortSignal): Promise<void> {
     const ledger = this.#ledger;
     using budget = startDeadlineOn(this.#parts.clock, {
       what: "warming the caches",
       ms: this.#settings.budgetMs,
-      ...(stop === undefined ? {} : { parent: stop }),
+      parent: stop,
     });
     try {
       const facts = await ledger.phase("identify", () => this.#identify(budget.signal));
@@ -148,7 +151,7 @@ export class ReplicaCaches {
     let isFirst = true;
     while (!stop.aborted) {
       await this.#followPolicy(stop);
-      for (const { publisher } of this.#states) await this.#look(publisher, stop);
+      for (const state of this.#states) await this.#look(state, stop);
       const isSettling = this.#states.some(({ publisher }) => publisher.isSettling);
       if (!isFirst || !isSettling || clock.monotonicMs() >= firstUntilMs) {
         for (const state of this.#states) await this.#publish(state);
@@ -247,6 +250,7 @@ export class ReplicaCaches {
         publisher: new Publisher(cache, options),
         before: new Set(),
         obstacle: null,
+        complaint: "",
       };
     });
   }
@@ -367,12 +371,15 @@ export class ReplicaCaches {
     }
   }
 
-  async #look(publisher: Publisher, stop: AbortSignal): Promise<void> {
+  async #look(state: CacheState, stop: AbortSignal): Promise<void> {
     try {
-      await publisher.look(stop);
+      await state.publisher.look(stop);
+      state.complaint = "";
     } catch (thrown) {
       stop.throwIfAborted();
-      this.#warn(thrown);
+      const { message } = asRelightError(thrown);
+      if (message !== state.complaint) this.#warn(thrown);
+      state.complaint = message;
     }
   }
 

@@ -49,9 +49,13 @@ function openWeights(
 }
 
 /** @returns what became of each cache. @throws RelightError `config_invalid`. */
-export async function fetchCaches(env: Environment, options: ServeOptions): Promise<BootRecord> {
+export async function fetchCaches(
+  env: Environment,
+  options: ServeOptions,
+  stop: AbortSignal,
+): Promise<BootRecord> {
   const { caches, ledger } = openCaches(env, options);
-  await caches.prepare(true);
+  await caches.prepare(true, stop);
   return ledger.record;
 }
 

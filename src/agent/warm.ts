@@ -5,18 +5,19 @@
 // a marker, so that the seven do not repeat it one after the other.
 
 import type { Cache } from "../artifacts/families.ts";
+import type { Family } from "../artifacts/family.ts";
 import { finishingOf } from "../artifacts/install.ts";
 import { listPieces, type ManifestFile, type SealedManifest } from "../artifacts/manifest.ts";
 import type { SourceReport } from "../artifacts/pull.ts";
 import { startPull } from "../artifacts/pull-run.ts";
 import { pullSettings } from "../artifacts/pull-state.ts";
-import { PieceSet } from "../core/pieces.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
 import type { Finishing, PieceFetcher, Staging } from "../transport/transport.ts";
 import { type ArtifactSources, type Candidate, groupByArtifact, shuffled } from "./candidates.ts";
-import type { ClaimedCache } from "./claimed-cache.ts";
+import type { ClaimedCache, StagedTree } from "./claimed-cache.ts";
 import type { CacheRecord, Ledger, SourceUse } from "./ledger.ts";
+import { PullOrder } from "./pull-order.ts";
 import type { Relay } from "./relay.ts";
 import type { ArtifactTrust, Granted, Subject } from "./trust.ts";
 
@@ -70,13 +71,17 @@ export async function warmCache(options: WarmOptions): Promise<void> {
   record.state = record.fetched > 0 ? "installed" : "present";
 }
 
-/** An artifact that is refused costs that artifact; it fails when none is left. */
+/**
+ * An artifact that is refused costs that artifact; it fails when none is left. Caches add up; of what
+ * counts only whole the first that can be had is enough.
+ */
 async function warmFromAll(claimed: ClaimedCache, options: WarmOptions): Promise<void> {
   const failures: RelightError[] = [];
   const artifacts = groupByArtifact(options.candidates);
   for (const artifact of artifacts) {
     try {
       await warmFrom(artifact, claimed, options);
+      if (options.cache.family.whole !== undefined) return;
     } catch (thrown) {
       options.signal.throwIfAborted();
       const error = asRelightError(thrown);
@@ -100,16 +105,17 @@ async function warmFrom(
   const name = cache.family.name;
   const granted = await ledger.phase(`manifest ${name}`, () => askSources(artifact, options));
   const { manifest, statement, trust } = granted;
-  const files = claimed.missing(manifest);
+  refuseUnwanted(cache.family, manifest);
+  const files = await ledger.phase(`look ${name}`, () => claimed.missing(manifest, options.signal));
   record.artifactId ??= manifest.artifactId;
   record.offered += manifest.files.length;
   record.alreadyThere += manifest.files.length - files.length;
   if (files.length === 0) return;
-  const staging = claimed.stage(files);
+  const staging = await claimed.stage(manifest, files, options.signal);
   const finishing = finishingOf(manifest, options.clock.wallMs());
   try {
     await ledger.phase(`fetch ${name}`, () =>
-      fetchFiles({ artifact, granted, files, tree: staging.tree, finishing }, options),
+      fetchFiles({ artifact, granted, files, staging, finishing }, options),
     );
     const installed = await ledger.phase(`install ${name}`, () =>
       claimed.install({
@@ -130,7 +136,7 @@ async function warmFrom(
     await relay.installed({ family: cache.family, manifest, statement, files: offered });
   } catch (thrown) {
     await relay.dropped({ family: cache.family, artifactId: manifest.artifactId });
-    claimed.unstage(staging);
+    claimed.unstage(staging, asRelightError(thrown));
     throw thrown;
   }
 }
@@ -171,27 +177,32 @@ async function fetchFiles(
     artifact: ArtifactSources;
     granted: Granted;
     files: readonly ManifestFile[];
-    tree: string;
+    staging: StagedTree;
     finishing: Finishing;
   },
   options: WarmOptions,
 ): Promise<void> {
-  const { artifact, granted, files, tree, finishing } = order;
+  const { artifact, granted, files, staging, finishing } = order;
   const { manifest, statement } = granted;
   const { fetcher, record, signal, clock, random, relay, cache } = options;
   const pieces = listPieces(manifest);
   const wanted = new Set(files);
   const into: Staging = {
-    root: tree,
+    root: staging.tree,
     files: manifest.files,
     pieces,
-    have: new PieceSet(pieces.length),
+    have: staging.verified,
     finishing,
   };
   const needed = pieces.flatMap((piece, index) => {
     const file = manifest.files[piece.fileIndex];
-    return file !== undefined && wanted.has(file) ? [index] : [];
+    return file !== undefined && wanted.has(file) && !into.have.has(index) ? [index] : [];
   });
+  record.resumedBytes += pieces.reduce(
+    (sum, { length }, index) => (into.have.has(index) ? sum + length : sum),
+    0,
+  );
+  const wishes = new PullOrder(cache, { manifest, into, needed });
   await relay.receiving({ family: cache.family, manifest, statement, staging: into });
   const pull = startPull({
     fetcher,
@@ -201,12 +212,16 @@ async function fetchFiles(
       (await options.search(stop)).filter(({ artifactId }) => artifactId === manifest.artifactId),
     staging: into,
     wanted: needed,
+    order: wishes.first,
     settings: pullSettings,
     clock,
     random,
     signal,
-    onProgress: ({ pieces: done, bytes }) =>
-      options.onProgress({ family: cache.family.name, done, total: needed.length, bytes }),
+    onProgress: ({ pieces: done, bytes }) => {
+      const later = wishes.later();
+      if (later !== null) pull.reorder(later);
+      options.onProgress({ family: cache.family.name, done, total: needed.length, bytes });
+    },
   });
   try {
     await pull.done;
@@ -215,6 +230,19 @@ async function fetchFiles(
     record.sources.push(...report.sources.map(sourceUse));
     record.fetchedBytes += report.bytes;
     record.retries += report.retries;
+  }
+}
+
+/** @throws RelightError `code_unwanted` before a byte of it is fetched. */
+function refuseUnwanted({ whole }: Family, { artifactId, files }: SealedManifest): void {
+  if (whole === undefined) return;
+  for (const { path } of files) {
+    const reason = whole.refuse(path);
+    if (reason !== null)
+      throw new RelightError(
+        "code_unwanted",
+        `Cannot take artifact ${artifactId.slice(0, 12)}: it holds "${path}": ${reason}`,
+      );
   }
 }
 

@@ -5,7 +5,6 @@
 import path from "node:path";
 import { RelightError } from "../errors.ts";
 import type { Environment, Facts, Family } from "./family.ts";
-import { customFamily } from "./kinds/custom.ts";
 import { cuteDsl } from "./kinds/cute-dsl.ts";
 import { deepGemm } from "./kinds/deep-gemm.ts";
 import { flashinferAutotune, flashinferJit } from "./kinds/flashinfer.ts";
@@ -45,7 +44,7 @@ export function chooseCaches(options: {
   env: Environment;
   facts: Facts;
   named: readonly string[];
-  custom: readonly { name: string; folder: string }[];
+  custom: readonly Family[];
 }): Cache[] {
   const { env, facts, named, custom } = options;
   const known =
@@ -53,13 +52,7 @@ export function chooseCaches(options: {
       ? families.filter((family) => isUsed(family, env, facts))
       : [];
   const picked = named.filter((name) => name !== "auto" && name !== "none").map(familyNamed);
-  const all = [
-    ...new Set([
-      ...known,
-      ...picked,
-      ...custom.map(({ name, folder }) => customFamily(name, folder)),
-    ]),
-  ];
+  const all = [...new Set([...known, ...picked, ...custom])];
   const rooted = all.flatMap((family) => {
     const root = family.root(env);
     return root === null ? [] : [{ family, root: path.resolve(root) }];

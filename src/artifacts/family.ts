@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What Relight knows of one kind of JIT cache: where the engine keeps it, what it depends on, which
+// What Relight knows of one kind of cache: where the engine keeps it, what it depends on, which
 // of its files are half-written, name their root, or have a form that can be checked. One small file
 // per family under kinds/; families.ts lists them.
 
@@ -39,6 +39,26 @@ export type Facts = Readonly<Record<FactName, string>>;
 /** The engine's environment variables. */
 export type Environment = Readonly<Record<string, string | undefined>>;
 
+/** What a family adds whose files are of use only together, and that is not compiled but downloaded. */
+export interface WholeRules {
+  /** Also files that an engine executes. */
+  readonly allowsCode: boolean;
+  /** Below this folder a link in the cache may lead to a file, which is then sealed as if it lay in its place. */
+  linkRoot(root: string): string;
+  /** Why a file of this name is neither sealed nor accepted; null when it is. */
+  refuse(path: string): string | null;
+  /** What a transfer brings first, because `order` reads it. */
+  isEarly(path: string): boolean;
+  /**
+   * Groups of the other files, the most wanted first; what is in no group comes last.
+   * @param read an early file's bytes; null when there is none of that name
+   */
+  order(
+    paths: readonly string[],
+    read: (path: string) => Buffer | null,
+  ): readonly (readonly string[])[];
+}
+
 export interface Family {
   readonly name: string;
   /** What it holds, for `relight doctor` and the docs. */
@@ -60,6 +80,8 @@ export interface Family {
   isRooted(path: string): boolean;
   /** Groups files into what was compiled: the unit that hits and compiles are counted in; null to not count. */
   unitOf(path: string): string | null;
+  /** Given for a checkpoint: its folder is one artifact, whole or not there. */
+  readonly whole?: WholeRules;
 }
 
 /** A kernel per directory: the unit is the file's folder, when the file is the compiled code. */

@@ -16,15 +16,35 @@ export interface HashedFile {
  * @param buffer at least a chunk long; overwritten
  */
 export function hashHandle(handle: number, size: number, buffer: Buffer): HashedFile | null {
-  const chunks: Hex32[] = [];
-  for (let offset = 0; offset < size || chunks.length === 0; offset += chunkBytes) {
-    const length = Math.min(chunkBytes, size - offset);
-    if (readExactly(handle, buffer, { offset, length }) !== length) return null;
-    chunks.push(blake3Hex(buffer.subarray(0, length)));
-  }
+  const chunks = hashChunks(handle, { offset: 0, length: size }, buffer);
+  return chunks === null ? null : hashedFile(chunks);
+}
+
+/** What a file is that has these chunks, one at least. */
+export function hashedFile(chunks: readonly Hex32[]): HashedFile {
   const [first] = chunks;
   if (chunks.length === 1 && first !== undefined) return { digest: wholeDigest(first), chunks: [] };
   return { digest: chunkedDigest(chunks), chunks };
+}
+
+/**
+ * The digest of each chunk of a range that begins with one; null when the file ends before. An empty
+ * range is one chunk.
+ * @param buffer at least a chunk long; overwritten
+ */
+export function hashChunks(
+  handle: number,
+  range: { readonly offset: number; readonly length: number },
+  buffer: Buffer,
+): Hex32[] | null {
+  const chunks: Hex32[] = [];
+  for (let done = 0; done < range.length || chunks.length === 0; done += chunkBytes) {
+    const length = Math.min(chunkBytes, range.length - done);
+    const offset = range.offset + done;
+    if (readExactly(handle, buffer, { offset, length }) !== length) return null;
+    chunks.push(blake3Hex(buffer.subarray(0, length)));
+  }
+  return chunks;
 }
 
 /** The digest of a file that has these bytes. */

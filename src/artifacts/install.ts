@@ -71,11 +71,15 @@ export function openRoot(root: string): string {
   }
 }
 
-/** Fresh, private, with the folders that `files` need. */
-export function createStaging(root: string, files: readonly Pick<ManifestFile, "path">[]): Staging {
-  const tree = path.join(ownPaths(root).staging, randomBytes(8).toString("hex"));
+/** Private, with the folders that `files` need; fresh unless it is given a `name` that it had before. */
+export function createStaging(
+  root: string,
+  files: readonly Pick<ManifestFile, "path">[],
+  name = randomBytes(8).toString("hex"),
+): Staging {
+  const tree = path.join(ownPaths(root).staging, name);
   try {
-    fs.mkdirSync(tree, { mode: 0o700 });
+    fs.mkdirSync(tree, { mode: 0o700, recursive: true });
     const folders = new Set(files.map((file) => path.dirname(file.path)));
     for (const folder of folders) fs.mkdirSync(path.join(tree, folder), { recursive: true });
     return { tree };
@@ -166,9 +170,14 @@ function unfinished(
  * What a crash left: completes an installation whose journal was written, removes every other staging.
  * @param isAllowed asked before anything of a journal gets its final name; what a refused one had placed
  *   already is taken back
+ * @param keepsStagings whether transfers that did not end are left for who resumes them
  * @returns true when an installation was completed
  */
-export function recoverRoot(root: string, isAllowed: (receipt: Receipt) => boolean): boolean {
+export function recoverRoot(
+  root: string,
+  isAllowed: (receipt: Receipt) => boolean,
+  keepsStagings = false,
+): boolean {
   const { staging } = ownPaths(root);
   const journal = readJournal(root);
   const tree = journal === null ? null : path.join(staging, journal.stagingName);
@@ -177,9 +186,17 @@ export function recoverRoot(root: string, isAllowed: (receipt: Receipt) => boole
   if (canFinish) recover(root, tree, journal.receipt);
   else if (journal !== null && !isWanted) uninstall(root, journal.receipt);
   removeJournal(root);
-  for (const name of listNames(staging))
-    fs.rmSync(path.join(staging, name), { recursive: true, force: true });
+  if (!keepsStagings) removeStagings(root, null);
   return canFinish;
+}
+
+/** Every staging of the root but `kept`. */
+export function removeStagings(root: string, kept: Staging | null): void {
+  const { staging } = ownPaths(root);
+  for (const name of listNames(staging)) {
+    const tree = path.join(staging, name);
+    if (tree !== kept?.tree) fs.rmSync(tree, { recursive: true, force: true });
+  }
 }
 
 export function removeStaging(staging: Staging): void {

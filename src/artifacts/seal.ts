@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sealing: one walk over a cache that turns what lies there into a manifest. Nothing is copied or
-// packed. Links, special files, half-written and changing files are left out, each with its reason.
+// packed. Links, special files, half-written and changing files are left out, each with its reason; only a
+// checkpoint's links are followed, as far as its family says (`WholeRules.linkRoot`).
 // Blocking; the agent runs it on a worker thread (seal-worker.ts).
 
 import fs from "node:fs";
@@ -27,6 +28,8 @@ export interface SealedFile {
   readonly diskSize: number;
   readonly mtimeNs: bigint;
   readonly inode: bigint;
+  /** Absolute; where the bytes lie when a link stands under the entry's path. */
+  readonly realPath?: string;
   /** The portable form of a rooted file: in memory, or on disk when it is large. */
   readonly portable?: Buffer;
   readonly spooled?: Spooled;
@@ -65,8 +68,8 @@ export function seal(options: SealOptions): Seal | null {
   const skipped: Skipped[] = [];
   const sealed: SealedFile[] = [];
   const buffer = Buffer.allocUnsafe(chunkBytes);
-  for (const relative of walk(options, skipped)) {
-    const file = sealFile(relative, options, { buffer, skipped });
+  for (const found of walk(options, skipped)) {
+    const file = sealFile(found, options, { buffer, skipped });
     if (file !== null) sealed.push(file);
     if (sealed.length > manifestLimits.filesMax) {
       throw new RelightError(
@@ -87,14 +90,25 @@ export function seal(options: SealOptions): Seal | null {
 }
 
 /** Every regular file of a cache that is not temporary, by relative path; nothing is read. */
-export function listCache(cache: Pick<SealOptions, "root" | "family" | "excluded">): string[] {
+export function listCache(cache: SealPlace): string[] {
+  return findFiles(cache).map(({ path: relative }) => relative);
+}
+
+/** The same with where each file's bytes lie. */
+export function findFiles(cache: SealPlace): FoundFile[] {
   return [...walk(cache, [])];
 }
 
-function* walk(
-  options: Pick<SealOptions, "root" | "family" | "excluded">,
-  skipped: Skipped[],
-): Generator<string> {
+type SealPlace = Pick<SealOptions, "root" | "family" | "excluded">;
+
+export interface FoundFile {
+  /** Relative to the root. */
+  readonly path: string;
+  /** Absolute, without links in its last name; given where a link stands under `path`. */
+  readonly realPath?: string;
+}
+
+function* walk(options: SealPlace, skipped: Skipped[]): Generator<FoundFile> {
   const excluded = new Set([ownFolder, ...options.excluded]);
   const folders = [""];
   for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
@@ -103,11 +117,46 @@ function* walk(
       if (excluded.has(relative)) continue;
       if (item.isDirectory()) {
         if (!options.family.isTemporary(relative)) folders.push(relative);
-      } else if (!item.isFile())
-        skipped.push(leave(relative, item.isSymbolicLink() ? "a link" : "not a regular file"));
-      else if (options.family.isTemporary(relative)) skipped.push(leave(relative, "temporary"));
-      else yield relative;
+        continue;
+      }
+      const reason = reasonToLeave(relative, options.family);
+      const found = reason === null ? findFile(relative, item, options) : reason;
+      if (typeof found === "string") skipped.push(leave(relative, found));
+      else yield found;
     }
+  }
+}
+
+function reasonToLeave(relative: string, family: Family): string | null {
+  return family.isTemporary(relative) ? "temporary" : (family.whole?.refuse(relative) ?? null);
+}
+
+/** The file, or why what stands there is none. */
+function findFile(
+  relative: string,
+  item: fs.Dirent,
+  { root, family }: SealPlace,
+): FoundFile | string {
+  if (item.isFile()) return { path: relative };
+  if (!item.isSymbolicLink()) return "not a regular file";
+  return family.whole === undefined
+    ? "a link"
+    : followLink(relative, { root, within: family.whole.linkRoot(root) });
+}
+
+/** Only to a file, and only below `within`, with every link on the way resolved on both sides. */
+function followLink(
+  relative: string,
+  { root, within }: { root: string; within: string },
+): FoundFile | string {
+  try {
+    const realPath = fs.realpathSync(path.join(root, relative));
+    const below = path.relative(fs.realpathSync(within), realPath);
+    if (below.startsWith("..") || path.isAbsolute(below)) return "a link that leads elsewhere";
+    return fs.statSync(realPath).isFile() ? { path: relative, realPath } : "a link to no file";
+  } catch (error) {
+    if (errnoOf(error) === "") throw error;
+    return "a link to nothing";
   }
 }
 
@@ -122,15 +171,16 @@ function listFolder(folder: string): fs.Dirent[] {
 }
 
 function sealFile(
-  relative: string,
+  found: FoundFile,
   options: SealOptions,
   state: { buffer: Buffer; skipped: Skipped[] },
 ): SealedFile | null {
+  const relative = found.path;
   const unsafe = unsafePath(relative);
   if (unsafe !== null) return skip(state, leave(relative, unsafe));
   for (let attempt = 0; attempt < 2; attempt++) {
     try {
-      const outcome = readFile(relative, options, state.buffer);
+      const outcome = readFile(found, options, state.buffer);
       if (typeof outcome !== "string") return outcome;
       if (outcome === "settling") return skip(state, leave(relative, "still settling", true));
     } catch (error) {
@@ -144,11 +194,12 @@ function sealFile(
 
 /** The file's entry, or why there is none yet. */
 function readFile(
-  relative: string,
+  { path: relative, realPath }: FoundFile,
   options: SealOptions,
   buffer: Buffer,
 ): SealedFile | "settling" | "changed" {
-  const file = path.join(options.root, relative);
+  const file = realPath ?? path.join(options.root, relative);
+  const at = realPath === undefined ? {} : { realPath };
   const handle = fs.openSync(
     file,
     fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK,
@@ -158,7 +209,10 @@ function readFile(
     if (!before.isFile()) throw new RelightError("structure_invalid", "not a regular file");
     if (Number(before.mtimeMs) > options.settledBeforeMs) return "settling";
     const known = options.known?.get(relative);
-    if (known !== undefined && isSameStamp(known, before) && isServable(known)) return known;
+    if (known !== undefined && isSameStamp(known, before) && isServable(known)) {
+      const { realPath: earlier, ...rest } = known;
+      return earlier === realPath ? known : { ...rest, ...at };
+    }
     if (before.size > manifestLimits.fileBytesMax)
       throw new RelightError("structure_invalid", "larger than a manifest may hold");
     const content = options.family.isRooted(relative)
@@ -176,6 +230,7 @@ function readFile(
         ...(options.family.keepsTimes === true ? { modifiedMs: Number(before.mtimeMs) } : {}),
       },
       ...stamp,
+      ...at,
       ...(content.portable ? { portable: content.portable } : {}),
       ...(content.spooled ? { spooled: content.spooled } : {}),
     };
@@ -211,6 +266,13 @@ function readRooted(
 function hashPlain(handle: number, size: number, buffer: Buffer): Content | null {
   const hashed = hashHandle(handle, size, buffer);
   return hashed === null ? null : { entry: { size, form: "plain", ...hashed } };
+}
+
+/** Whether a file that was sealed still lies there as it was; a link is followed. Nothing is read. */
+export function isAsSealed(root: string, file: SealedFile): boolean {
+  const full = path.join(root, file.entry.path);
+  const now = fs.statSync(full, { bigint: true, throwIfNoEntry: false });
+  return now !== undefined && isSameStamp(file, now);
 }
 
 function isSameStamp(

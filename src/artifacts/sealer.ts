@@ -5,16 +5,22 @@ import { Worker } from "node:worker_threads";
 import { type Code, type Details, RelightError } from "../errors.ts";
 import { workerUrl } from "../platform/worker-url.ts";
 import type { Cache } from "./families.ts";
-import type { Seal } from "./seal.ts";
+import type { Family } from "./family.ts";
+import type { Seal, SealedFile } from "./seal.ts";
 
 export interface SealOrder {
   readonly id: number;
-  readonly family: string;
-  readonly isCustom: boolean;
+  readonly family: FamilyOrder;
   readonly root: string;
   readonly excluded: readonly string[];
   readonly settledBeforeMs: number;
+  readonly known: readonly SealedFile[];
 }
+
+/** A family in words, because its functions cannot be sent to a thread. */
+export type FamilyOrder =
+  | { readonly kind: "known" | "custom"; readonly name: string }
+  | { readonly kind: "checkpoint"; readonly allowsCode: boolean };
 
 export interface SealAnswer {
   readonly id: number;
@@ -24,7 +30,15 @@ export interface SealAnswer {
 
 export interface Sealer extends AsyncDisposable {
   /** @throws RelightError what `seal` throws, or the signal's reason. */
-  seal(cache: Cache, settledBeforeMs: number, signal: AbortSignal): Promise<Seal | null>;
+  seal(
+    cache: Cache,
+    options: {
+      readonly settledBeforeMs: number;
+      /** Digests from elsewhere; each counts only while the file's stamp is the same. */
+      readonly known?: readonly SealedFile[];
+    },
+    signal: AbortSignal,
+  ): Promise<Seal | null>;
 }
 
 export function startSealer(): Sealer {
@@ -51,7 +65,7 @@ export function startSealer(): Sealer {
     waiting.clear();
   });
   return {
-    seal: async (cache, settledBeforeMs, signal) => {
+    seal: async (cache, { settledBeforeMs, known = [] }, signal) => {
       signal.throwIfAborted();
       const id = ++lastId;
       const waiter = Promise.withResolvers<Seal | null>();
@@ -61,11 +75,11 @@ export function startSealer(): Sealer {
       const { family, root, excluded } = cache;
       worker.postMessage({
         id,
-        family: family.name,
-        isCustom: family.variable === null,
+        family: familyOrder(family),
         root,
         excluded,
         settledBeforeMs,
+        known,
       } satisfies SealOrder);
       try {
         return await waiter.promise;
@@ -78,6 +92,11 @@ export function startSealer(): Sealer {
       await worker.terminate();
     },
   };
+}
+
+function familyOrder({ name, variable, whole }: Family): FamilyOrder {
+  if (whole !== undefined) return { kind: "checkpoint", allowsCode: whole.allowsCode };
+  return { kind: variable === null ? "custom" : "known", name };
 }
 
 /** Structured clone hands buffers over as plain byte arrays. */

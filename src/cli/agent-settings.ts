@@ -7,6 +7,7 @@ import type { AgentSettings } from "../agent/main.ts";
 import type { TrustSettings } from "../agent/open-trust.ts";
 import type { WeightSettings } from "../agent/open-weights.ts";
 import type { RunSettings } from "../agent/run.ts";
+import { customFamily } from "../artifacts/kinds/custom.ts";
 import { formatAddress } from "../config/kinds.ts";
 import type { Config } from "../config/schema.ts";
 import { tlsFiles } from "./fleet-settings.ts";
@@ -67,7 +68,7 @@ export function runSettings(config: Config): RunSettings {
       config["run.identity"].map(({ name, value }) => [name, value]),
     ),
     families: config["run.families"],
-    customCaches: config["run.cache"].map(({ name, value }) => ({ name, folder: value })),
+    customCaches: config["run.cache"].map(({ name, value }) => customFamily(name, value)),
     healthUrl: config["run.health_url"],
     python: config["run.python"] ?? "",
     isInstalling: config["run.install"],

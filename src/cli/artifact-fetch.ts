@@ -12,12 +12,16 @@ import { formatTable } from "./output.ts";
 export const command = defineCommand({
   settings: ["run", "agent", "coordinator", "trust", "state", "log"],
   shortGroups: ["run"],
-  run: async ({ config, environment, output, log }) => {
+  run: async ({ config, environment, output, log, signal }) => {
     const agent = agentSettings(config);
     await using opened = await openAgent(agent, log);
     const parts = { ...opened, log, narrator: terminalNarrator(output) };
     const settings = { ...runSettings(config), isPublishing: false };
-    const record = await fetchCaches(environment, { settings, parts, nodeId: agent.nodeId });
+    const record = await fetchCaches(
+      environment,
+      { settings, parts, nodeId: agent.nodeId },
+      signal,
+    );
     const rows = record.caches.map(
       ({ family, root, state, code, artifactId, fetched, fetchedBytes, alreadyThere }) => ({
         family,

@@ -51,6 +51,14 @@ export const commands: Readonly<Record<string, CommandEntry>> = {
     summary: "List every file of foreign code in this node's caches, with signer and source.",
     load: () => import("./artifact-contents.ts"),
   },
+  "model publish": {
+    summary: "Offer a model's checkpoint folder to others until stopped.",
+    load: () => import("./model-publish.ts"),
+  },
+  "model fetch": {
+    summary: "Bring a model's checkpoint from peers into a folder, whole or not at all.",
+    load: () => import("./model-fetch.ts"),
+  },
   "trust show": {
     summary: "Show whom this node trusts to author what, and its own key.",
     load: () => import("./trust-show.ts"),

@@ -9,6 +9,7 @@ import {
   type SealedManifest,
 } from "../../src/artifacts/manifest.ts";
 import type { FailureMarker } from "../../src/artifacts/receipt.ts";
+import { PieceSet } from "../../src/core/pieces.ts";
 import { RelightError } from "../../src/errors.ts";
 import type { OfferedFile } from "../../src/transport/transport.ts";
 import type { Checkers } from "./checkers.ts";
@@ -63,12 +64,12 @@ export class SimDisk {
       removeMarker: () => {
         this.#marker = null;
       },
-      missing: ({ files }) => files.filter((file) => !this.installed.has(file.path)),
-      stage: () => {
+      missing: async ({ files }) => files.filter((file) => !this.installed.has(file.path)),
+      stage: async (manifest) => {
         if (this.isFull) throw new RelightError("disk_full", `Cannot stage on "${this.node}"`);
         const tree = `/sim/${this.node}/${this.#count++}`;
         this.#stagings.set(tree, process);
-        return { tree };
+        return { tree, verified: new PieceSet(listPieces(manifest).length) };
       },
       unstage: ({ tree }) => {
         this.#stagings.delete(tree);

@@ -149,7 +149,7 @@ export class Replica {
       { command: [], env: {} },
       { settings: this.#settings(), parts: this.#parts(running), ledger },
     );
-    await caches.prepare(true);
+    await caches.prepare(true, new AbortController().signal);
     if (!process.isAlive) return;
     running.isBooting = false;
     const { timeline, bytePath } = this.#world;
@@ -183,7 +183,7 @@ export class Replica {
       extraIdentity: {},
       families: [],
       // The real disk is not touched: nothing is there, and nothing is written.
-      customCaches: [{ name: cacheName, folder: `/nonexistent/relight-simulation/${this.name}` }],
+      customCaches: [customFamily(cacheName, `/nonexistent/relight-simulation/${this.name}`)],
       python: "",
       isPublishing: this.#world.isRelaying,
       ...this.#world.budgets,
