@@ -8,15 +8,18 @@ import { fileURLToPath } from "node:url";
 
 const root = fileURLToPath(new URL(".", import.meta.url));
 const nvcc = process.env["RELIGHT_NVCC"] ?? "nvcc";
-const common = ["-std=c++17", "-O3", "-I", "include", "src/relight.cu"];
+const common = ["-std=c++17", "-O3", "-I", "include"];
 
-function compile(target: readonly string[], output: string): void {
-  execFileSync(nvcc, [...common, ...target, "-o", `build/${output}`], {
+function compile(source: string, target: readonly string[], output: string): void {
+  execFileSync(nvcc, [...common, `src/${source}`, ...target, "-o", `build/${output}`], {
     cwd: root,
     stdio: "inherit",
   });
 }
 
 mkdirSync(`${root}build`, { recursive: true });
-compile(["-cubin", "-arch=sm_90", "-Xptxas", "--warn-on-spills"], "relight.sm_90.cubin");
-compile(["-ptx", "-arch=compute_90"], "relight.compute_90.ptx");
+for (const name of ["relight", "moe"]) {
+  const cubin = ["-cubin", "-arch=sm_90", "-Xptxas", "--warn-on-spills"];
+  compile(`${name}.cu`, cubin, `${name}.sm_90.cubin`);
+  compile(`${name}.cu`, ["-ptx", "-arch=compute_90"], `${name}.compute_90.ptx`);
+}

@@ -2,8 +2,16 @@
 // Each command of the contract as the driver's call that enqueues it. The stream's context is current.
 
 import { RelightError } from "../errors.ts";
+import type { Blas } from "./blas.ts";
 import { cudaError, cudaSuccess } from "./cuda-errors.ts";
-import type { Command, EventHandle, GraphHandle, HostHandle, KernelHandle } from "./driver.ts";
+import type {
+  BlasHandle,
+  Command,
+  EventHandle,
+  GraphHandle,
+  HostHandle,
+  KernelHandle,
+} from "./driver.ts";
 import type { Libcuda } from "./functions.ts";
 import { packParams } from "./launch.ts";
 import type { PackedCommand, PackedCopies } from "./packed-copies.ts";
@@ -13,6 +21,11 @@ export interface RawHandles {
   event(handle: EventHandle): bigint;
   graph(handle: GraphHandle): bigint;
   kernel(handle: KernelHandle): bigint;
+  blas(handle: BlasHandle): {
+    readonly blas: Blas;
+    readonly raw: bigint;
+    readonly workspace: bigint;
+  };
   host(handle: HostHandle): Uint8Array;
 }
 
@@ -70,6 +83,11 @@ export class CudaCommands {
       case "await":
         cuda.call("cuStreamWaitEvent", stream, this.#raw.event(command.event), 0);
         break;
+      case "gemm": {
+        const { blas, raw, workspace } = this.#raw.blas(command.blas);
+        blas.enqueue(raw, command, { stream, workspace });
+        break;
+      }
       case "launch":
         this.#launch(stream, command);
         break;

@@ -5,9 +5,11 @@
 
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { RelightError } from "../errors.ts";
+import { Blas, blasWorkspaceBytes } from "./blas.ts";
 import { CudaCommands } from "./cuda-commands.ts";
 import { cudaError, cudaNotReady, cudaPeerAlreadyEnabled, cudaSuccess } from "./cuda-errors.ts";
 import type {
+  BlasHandle,
   Command,
   ContextHandle,
   DevicePtr,
@@ -65,6 +67,7 @@ type Entry =
     }
   | { kind: "memory"; owner: number; address: bigint; bytes: number; held: Held }
   | { kind: "slots"; owner: number; range: SlotRange }
+  | { kind: "blas"; owner: number; blas: Blas; raw: bigint; workspace: bigint }
   | { kind: "stream"; owner: number; raw: bigint }
   | { kind: "event"; owner: number; raw: bigint }
   | { kind: "module"; owner: number; raw: bigint }
@@ -191,6 +194,14 @@ export class CudaCore {
     const { owner, range } = this.#handles.get(slots, "slots");
     this.#use(owner as ContextHandle);
     emptySlot(this.#cuda, range, index);
+  }
+
+  openBlas(context: ContextHandle, file: string | null): BlasHandle {
+    this.#use(context);
+    const blas = Blas.open(file);
+    const workspace = this.#cuda.out64("cuMemAlloc_v2", blasWorkspaceBytes);
+    const raw = blas.create();
+    return this.#handles.add({ kind: "blas", owner: context, blas, raw, workspace });
   }
 
   reachPeer(context: ContextHandle, peer: ContextHandle): boolean {
@@ -402,6 +413,7 @@ export class CudaCore {
       event: (handle) => this.#handles.get(handle, "event").raw,
       graph: (handle) => this.#handles.get(handle, "graph").instance,
       kernel: (handle) => this.#handles.get(handle, "kernel").raw,
+      blas: (handle) => this.#handles.get(handle, "blas"),
       host: (handle: HostHandle) => this.#handles.get(handle, "host").memory,
     });
     this.#opened = { cuda, commands };
@@ -474,6 +486,10 @@ export class CudaCore {
         return;
       case "slots":
         releaseSlots(cuda, entry.range);
+        return;
+      case "blas":
+        entry.blas.destroy(entry.raw);
+        cuda.result("cuMemFree_v2", entry.workspace);
         return;
       case "stream":
         cuda.result("cuStreamDestroy_v2", entry.raw);

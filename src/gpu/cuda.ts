@@ -85,6 +85,10 @@ export class CudaDriver implements GpuDriver {
     return this.#call("emptySlot", slots, index);
   }
 
+  openBlas(context: ContextHandle, file: string | null) {
+    return this.#call("openBlas", context, file);
+  }
+
   reachPeer(context: ContextHandle, peer: ContextHandle) {
     return this.#call("reachPeer", context, peer);
   }

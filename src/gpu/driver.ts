@@ -23,6 +23,7 @@ export type HostHandle = Handle<"host">;
 /** One end of a pair of GPUs that send to one another, on this or on two machines. */
 export type PairHandle = Handle<"pair">;
 export type SlotsHandle = Handle<"slots">;
+export type BlasHandle = Handle<"blas">;
 
 export interface GpuDevice {
   readonly ordinal: number;
@@ -150,7 +151,26 @@ export type Command =
       readonly cooperative: boolean;
       readonly params: readonly KernelParam[];
     }
-  | { readonly do: "graph"; readonly graph: GraphHandle };
+  | { readonly do: "graph"; readonly graph: GraphHandle }
+  /**
+   * out[b] = x[b] * weights[b]^T for each b of a batch: bf16 matrices with rows one behind the other, x of
+   * `rows` by `depth`, weights of `columns` by `depth`. Strides are in elements; 0 uses one for all.
+   */
+  | {
+      readonly do: "gemm";
+      readonly blas: BlasHandle;
+      readonly x: DevicePtr;
+      readonly weights: DevicePtr;
+      readonly out: DevicePtr;
+      readonly outType: "bf16" | "f32";
+      readonly batch: number;
+      readonly rows: number;
+      readonly columns: number;
+      readonly depth: number;
+      readonly xStride: number;
+      readonly weightsStride: number;
+      readonly outStride: number;
+    };
 
 export interface Wait {
   readonly signal: AbortSignal;
@@ -205,6 +225,13 @@ export interface GpuDriver extends AsyncDisposable {
 
   /** Makes a slot a sink again. What may still reach into it must be done. Emptying twice is nothing. */
   emptySlot(slots: SlotsHandle, index: number): Promise<void>;
+
+  /**
+   * Matrix products of this context, for one stream at a time.
+   * @param file cuBLAS's library; null: by its usual names
+   * @throws device_unsupported without it
+   */
+  openBlas(context: ContextHandle, file: string | null): Promise<BlasHandle>;
 
   /** Lets kernels of `context` reach memory of another device of this process. False: no such link. */
   reachPeer(context: ContextHandle, peer: ContextHandle): Promise<boolean>;

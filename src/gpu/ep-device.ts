@@ -235,6 +235,14 @@ export class EpDevice implements AsyncDisposable {
     await this.#upload(this.stream, EpState.restart(epoch));
   }
 
+  /** Forgets suspicions of slots outside the mask. Only while nothing runs. */
+  async keepSuspects(mask: number): Promise<void> {
+    const wait = { signal: AbortSignal.timeout(openMsMax), deadlineMs: openMsMax };
+    const { suspect } = await this.report(wait);
+    if ((suspect & ~mask) === 0) return;
+    await this.#upload(this.stream, [EpState.suspects(suspect & mask)]);
+  }
+
   async setTimeout(ms: number): Promise<void> {
     await this.#upload(this.control, [EpState.timeout(ms)]);
   }

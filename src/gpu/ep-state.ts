@@ -148,7 +148,6 @@ export class EpState {
 
   /** Forgets suspicions and makes `epoch` the last finished one. Only while nothing runs. */
   static restart(epoch: bigint): readonly EpPatch[] {
-    const suspect = { offset: placeOf(stateName, "suspect").offset, bytes: new Uint8Array(4) };
     const epochs = (
       ["dispatch_sent", "dispatch_received", "combine_sent", "combine_received"] as const
     ).map((field) => {
@@ -156,7 +155,13 @@ export class EpState {
       bytes.writeBigUInt64LE(epoch);
       return { offset: placeOf(stateName, field).offset, bytes: new Uint8Array(bytes) };
     });
-    return [suspect, ...epochs];
+    return [EpState.suspects(0), ...epochs];
+  }
+
+  static suspects(mask: number): EpPatch {
+    const bytes = Buffer.alloc(4);
+    bytes.writeUInt32LE(mask >>> 0);
+    return { offset: placeOf(stateName, "suspect").offset, bytes: new Uint8Array(bytes) };
   }
 
   static timeout(ms: number): EpPatch {

@@ -9,6 +9,7 @@ import { setImmediate as nextTurn, setTimeout as pause } from "node:timers/promi
 import { asRelightError, InvariantError, RelightError } from "../errors.ts";
 import {
   at,
+  type BlasHandle,
   type Command,
   type ContextHandle,
   type DevicePtr,
@@ -34,6 +35,7 @@ import {
   type StreamHandle,
   type Wait,
 } from "./driver.ts";
+import { multiply } from "./fake-gemm.ts";
 import { FakeMemory, type FakeRange, type FakeSlots } from "./fake-memory.ts";
 import { FakePair, fakePairId } from "./fake-pair.ts";
 import { HandleTable } from "./handles.ts";
@@ -88,6 +90,7 @@ type Entry =
   | { kind: "context"; owner: null; ordinal: number }
   | { kind: "memory"; owner: number; range: FakeRange; counted: number; exportable: boolean }
   | { kind: "slots"; owner: number; slots: FakeSlots }
+  | { kind: "blas"; owner: number }
   | { kind: "stream"; owner: number; stream: Stream }
   | { kind: "event"; owner: number; state: EventState }
   | { kind: "module"; owner: number; names: ReadonlySet<string> }
@@ -197,6 +200,11 @@ export class FakeDriver implements GpuDriver {
 
   async emptySlot(slots: SlotsHandle, index: number): Promise<void> {
     this.#memory.emptySlot(this.#handles.get(slots, "slots").slots, index);
+  }
+
+  async openBlas(context: ContextHandle, _file: string | null): Promise<BlasHandle> {
+    this.#handles.get(context, "context");
+    return this.#handles.add({ kind: "blas", owner: context });
   }
 
   async reachPeer(context: ContextHandle, peer: ContextHandle): Promise<boolean> {
@@ -351,6 +359,7 @@ export class FakeDriver implements GpuDriver {
       return;
     }
     if (command.do === "launch") this.#handles.get(command.kernel, "kernel");
+    if (command.do === "gemm") this.#handles.get(command.blas, "blas");
     if (command.do === "from_host" || command.do === "to_host") this.#hostAt(command);
     stream.queue.push(this.#stepOf(command));
   }
@@ -423,6 +432,9 @@ export class FakeDriver implements GpuDriver {
       case "await":
         // What it waits for may have been dropped with another stream.
         while (command.state.reached < command.record && !stream.isClosed) await pause(1);
+        break;
+      case "gemm":
+        multiply(this.#memory, command);
         break;
       case "launch":
         await this.#handles.get(command.kernel, "kernel").run(this.#memory, command);
