@@ -114,7 +114,7 @@ function openSocket(
 }
 
 function openDevice(pretendGpu: string | null): DeviceParts {
-  if (pretendGpu === null) return device(new CudaDriver(), kernelImage);
+  if (pretendGpu === null) return device(new CudaDriver(), (arch) => kernelImage(arch));
   makeFolders(pretendGpu, 0o700);
   const driver = new FakeDriver({ directory: pretendGpu, kernels: fakeDigestKernels });
   return device(driver, () => fakeDigestImage);

@@ -91,6 +91,10 @@ export const commands: Readonly<Record<string, CommandEntry>> = {
     summary: "List what the coordinator offers.",
     load: () => import("./source-list.ts"),
   },
+  "ep demo": {
+    summary: "Show an expert group on this machine grow, lose a rank and shrink while it runs.",
+    load: () => import("./ep-demo.ts"),
+  },
   agent: {
     summary: "Take this node's caches from peers and offer them until stopped.",
     load: () => import("./agent.ts"),
