@@ -5,7 +5,8 @@
 
 import { abi, readStruct, structBytes } from "./abi.ts";
 import type { DevicePtr } from "./driver.ts";
-import type { FakeKernel, FakeReach } from "./fake.ts";
+import type { FakeKernel } from "./fake.ts";
+import type { FakeReach } from "./fake-memory.ts";
 
 const step = 0x9e3779b97f4a7c15n;
 const mix0 = 0xbf58476d1ce4e5b9n;

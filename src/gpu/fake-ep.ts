@@ -10,7 +10,8 @@ import { abi, placeOf, readScalar, readStruct, structBytes, writeScalar } from "
 import { at, type DevicePtr, type KernelParam } from "./driver.ts";
 import { epLayout } from "./ep-layout.ts";
 import { slotsOf } from "./ep-state.ts";
-import type { FakeKernel, FakeReach } from "./fake.ts";
+import type { FakeKernel } from "./fake.ts";
+import type { FakeReach } from "./fake-memory.ts";
 
 const stateName = "RelightEpState";
 type StateField = Parameters<typeof placeOf<typeof stateName>>[1];

@@ -3,7 +3,7 @@
 
 import { fromBf16, toBf16 } from "../core/bf16.ts";
 import { at, type Command } from "./driver.ts";
-import type { FakeReach } from "./fake.ts";
+import type { FakeReach } from "./fake-memory.ts";
 
 type Gemm = Extract<Command, { do: "gemm" }>;
 

@@ -9,6 +9,12 @@ import { join } from "node:path";
 import { assert, RelightError } from "../errors.ts";
 import type { DevicePtr, MemoryHandle, Sharing } from "./driver.ts";
 
+/** What a fake kernel may do: read and write the fake GPU's memory. */
+export interface FakeReach {
+  read(address: DevicePtr, bytes: number): Buffer;
+  write(address: DevicePtr, bytes: Uint8Array): void;
+}
+
 interface Piece {
   readonly file: number;
   readonly offset: number;

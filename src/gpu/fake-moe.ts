@@ -4,7 +4,8 @@
 import { fromBf16, toBf16 } from "../core/bf16.ts";
 import { assert } from "../errors.ts";
 import { at, type DevicePtr, type KernelParam } from "./driver.ts";
-import type { FakeKernel, FakeReach } from "./fake.ts";
+import type { FakeKernel } from "./fake.ts";
+import type { FakeReach } from "./fake-memory.ts";
 
 /** What FakeOptions.kernels takes to be a GPU with the relight_moe kernels. */
 export const fakeMoeKernels: Readonly<Record<string, FakeKernel>> = {

@@ -36,17 +36,11 @@ import {
   type Wait,
 } from "./driver.ts";
 import { multiply } from "./fake-gemm.ts";
-import { FakeMemory, type FakeRange, type FakeSlots } from "./fake-memory.ts";
+import { FakeMemory, type FakeRange, type FakeReach, type FakeSlots } from "./fake-memory.ts";
 import { FakePair, fakePairId } from "./fake-pair.ts";
 import { HandleTable } from "./handles.ts";
 import { sharedHostBytes } from "./host-memory.ts";
 import { checkWait } from "./wait.ts";
-
-/** What a fake kernel may do: read and write the fake GPU's memory. */
-export interface FakeReach {
-  read(address: DevicePtr, bytes: number): Buffer;
-  write(address: DevicePtr, bytes: Uint8Array): void;
-}
 
 /** One that waits for other processes gives the event loop its turns and ends by itself. */
 export type FakeKernel = (
