@@ -52,6 +52,8 @@ interface Surroundings {
   readonly clock: Clock;
 }
 
+/** Name of the key that this node's certificate is for, in the trust folder. */
+export const memberKeyName = "member-key.pem";
 const pemBytesMax = 256 * 1024;
 
 /** Calls nobody. @throws RelightError `config_invalid`, `token_invalid`, `certificate_invalid`, `key_unsafe`. */
@@ -143,7 +145,7 @@ class Enrolled implements TlsSource {
 
   #ask(token: string) {
     const { coordinator: address, timeoutMs, nodeId } = this.#options;
-    const signer = loadOrCreateKey(this.#file("member-key.pem"), "p256");
+    const signer = loadOrCreateKey(this.#file(memberKeyName), "p256");
     return { address, timeoutMs, envelope: writeEnrolRequest(nodeId, signer, token) };
   }
 
@@ -188,7 +190,7 @@ class Enrolled implements TlsSource {
   }
 
   #keyBytes(): Buffer | null {
-    return readPrivate(this.#file("member-key.pem"), pemBytesMax);
+    return readPrivate(this.#file(memberKeyName), pemBytesMax);
   }
 
   #file(name: string): string {

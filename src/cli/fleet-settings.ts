@@ -2,7 +2,6 @@
 // From the configuration to what stands behind TLS: files that an operator brings, or the fleet's own
 // authority in the trust folder of its coordinator.
 
-import path from "node:path";
 import { readPolicyFile } from "../agent/open-trust.ts";
 import type { Config } from "../config/schema.ts";
 import type { CoordinatorTls } from "../coordinator/main.ts";
@@ -11,6 +10,7 @@ import { RelightError } from "../errors.ts";
 import { readSecret } from "../platform/private-file.ts";
 import { bearerLimits, readBearerTokens } from "../trust/bearer.ts";
 import { loadAuthority, loadOrCreateAuthority } from "../trust/fleet-authority.ts";
+import { membersFileIn, usesFileIn } from "../trust/members-file.ts";
 import { coordinatorUri } from "../trust/tls-material.ts";
 import { openTlsFiles, selfIssued, type TlsFileNames } from "../trust/tls-source.ts";
 
@@ -37,9 +37,9 @@ export function tlsFiles(config: Config): TlsFileNames | null {
  * authority of its own at its first start.
  */
 export function coordinatorTls(config: Config): CoordinatorTls | undefined {
-  const files = tlsFiles(config);
+  const brought = tlsFiles(config);
   const tokens = bearerTokens(config);
-  if (files !== null) return { source: openTlsFiles(files), ...tokens };
+  if (brought !== null) return { source: openTlsFiles(brought), ...tokens };
   const folder = config["trust.dir"];
   const trustDomain = config["trust.domain"];
   const now = Date.now;
@@ -50,9 +50,9 @@ export function coordinatorTls(config: Config): CoordinatorTls | undefined {
   if (authority === null) return undefined;
   const lifetimeMs = certificateMs;
   const source = selfIssued(authority, { uri: coordinatorUri(trustDomain), lifetimeMs, now });
-  const usesFile = path.join(folder, "token-uses.json");
   const policy = () => readPolicyFile(config["trust.policy"]);
-  const enrolment = { authority, trustDomain, usesFile, policy, lifetimeMs, now };
+  const files = { usesFile: usesFileIn(folder), membersFile: membersFileIn(folder) };
+  const enrolment = { authority, trustDomain, ...files, policy, lifetimeMs, now };
   return { source, enrolment, ...tokens };
 }
 

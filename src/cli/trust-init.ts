@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// `relight trust init`: a root key and the first policy of a fleet. The policy's file goes to every
-// node; the root key stays here, away from replicas.
+// `relight trust init`: a root key, the first policy of a fleet and, where the operator brings none, its
+// authority for certificates. The policy's file goes to every node; the root key stays here, away from
+// replicas; the authority goes to the coordinator.
 
 import fs from "node:fs";
 import path from "node:path";
 import { pairs } from "../config/kinds.ts";
+import type { Config } from "../config/schema.ts";
 import { RelightError } from "../errors.ts";
 import { systemClock } from "../platform/clock.ts";
 import { decodeEnvelope } from "../trust/envelope.ts";
+import { loadOrCreateAuthority } from "../trust/fleet-authority.ts";
 import { loadOrCreateKey } from "../trust/key-file.ts";
 import { readPublicKey, writePublicKey } from "../trust/keys.ts";
 import { policyBytesMax } from "../trust/policy.ts";
 import { firstPolicy, signPolicy } from "../trust/setup.ts";
 import { defineCommand } from "./command.ts";
+import { tlsFiles } from "./fleet-settings.ts";
 import {
   openTrustStore,
   policyLifetimeMs,
@@ -54,12 +58,25 @@ export const command = defineCommand({
     const document = { ...first, version: (store.keeper.policy?.version ?? 0) + 1 };
     const envelope = decodeEnvelope(signPolicy(document, [root]), policyBytesMax);
     const put = await putPolicy(store, envelope, signal);
-    output.result({ ...put, root: root.publicKey.keyId, authors: document.identities.length }, () =>
+    const authority = ownAuthority(config);
+    const made = { ...put, root: root.publicKey.keyId, authors: document.identities.length };
+    output.result({ ...made, authority }, () =>
       [
         putText(put),
-        `root key ${root.publicKey.keyId} in ${path.join(store.folder, rootKeyName)}: keep it off the replicas`,
+        `root key ${made.root} in ${path.join(store.folder, rootKeyName)}: keep it off the replicas`,
+        ...(authority === null
+          ? []
+          : [`authority ${authority} in ${store.folder}: the coordinator needs it there`]),
       ].join("\n"),
     );
     return 0;
   },
 });
+
+/** Its fingerprint; null where the operator's own authority issues the certificates. */
+function ownAuthority(config: Config): string | null {
+  if (tlsFiles(config) !== null) return null;
+  const trustDomain = config["trust.domain"];
+  const now = systemClock.wallMs();
+  return loadOrCreateAuthority(config["trust.dir"], { trustDomain, now }).certificate.fingerprint;
+}

@@ -3,13 +3,13 @@
 // trust folder is; whoever holds the text may use it until it ends.
 
 import { randomBytes } from "node:crypto";
-import { choice, duration, formatAddress, integer } from "../config/kinds.ts";
+import { choice, duration, formatAddress, integer, text } from "../config/kinds.ts";
 import { isLoopback } from "../core/loopback.ts";
 import { systemClock } from "../platform/clock.ts";
 import { loadOrCreateAuthority } from "../trust/fleet-authority.ts";
 import { writeJoinToken } from "../trust/join-token.ts";
 import { signerFrom, writePublicKey } from "../trust/keys.ts";
-import { roles } from "../trust/roles.ts";
+import { memberNamePattern, roles } from "../trust/roles.ts";
 import { timeText } from "../trust/time.ts";
 import { defineCommand } from "./command.ts";
 import { openTrustStore, presentPolicy } from "./trust-store.ts";
@@ -22,6 +22,13 @@ export const command = defineCommand({
   shortGroups: ["trust"],
   flags: {
     role: choice(roles, { fallback: "author", about: "What nodes that join with it may do." }),
+    node: text({
+      fallback: null,
+      pattern: memberNamePattern,
+      wants: 'up to 128 letters, digits, ".", "_" and "-"',
+      about:
+        "Only for the node of this name (its run.node_id), which it gets also when another key has it: a machine that lost its key comes back.",
+    }),
     uses: integer({
       fallback: "1",
       min: 1,
@@ -52,6 +59,7 @@ export const command = defineCommand({
       {
         id: randomBytes(16).toString("hex"),
         role: flags.role,
+        node: flags.node,
         environment: config["trust.environment"],
         uses: flags.uses,
         issuedAt: timeText(now),

@@ -111,7 +111,10 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
   const services = {
     relight: new RelightService(registry, { budgetMs, onBoot: metrics.boot, access, policies }),
     p2p: new P2pService(registry),
-    enrolment: tls?.enrolment === undefined ? null : new EnrolmentService(tls.enrolment),
+    enrolment:
+      tls?.enrolment === undefined
+        ? null
+        : new EnrolmentService(tls.enrolment, (keyId) => fleet?.isRevoked(keyId) === true),
   };
   const grpc = grpcServer(services, { budgetMs, observe: metrics.observe, access });
   const health = addHealth(grpc);

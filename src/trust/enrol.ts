@@ -10,7 +10,7 @@ import { type Authority, issueCertificate } from "./authority.ts";
 import { decodeEnvelope, encodeEnvelope, listSigners, signEnvelope } from "./envelope.ts";
 import { joinTokenCharactersMax, verifyJoinToken } from "./join-token.ts";
 import { type PublicKey, readPublicKey, type Signer, writePublicKey } from "./keys.ts";
-import { type Caller, callerUri } from "./roles.ts";
+import { type Caller, callerUri, memberNamePattern } from "./roles.ts";
 import { clockSkewMsMax } from "./time.ts";
 import { countUse, type TokenUses } from "./token-uses.ts";
 
@@ -18,7 +18,7 @@ const payloadType = "application/vnd.relight.enrol.v1+json";
 export const enrolBytesMax = 32 * 1024;
 
 const requestShape = z.strictObject({
-  name: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/),
+  name: z.string().regex(memberNamePattern),
   key: z.string().max(256),
   /** Empty when the caller is known by its present certificate. */
   token: z.string().max(joinTokenCharactersMax),
@@ -59,11 +59,15 @@ export interface Enrolment {
   readonly caller: Caller;
   readonly environment: string;
   readonly certificate: Buffer;
+  /** How long it counts, in milliseconds. */
+  readonly lifetimeMs: number;
   /** To be stored before the certificate is handed out. */
   readonly uses: TokenUses;
+  /** Whether the token names this node. */
+  readonly isNamed: boolean;
 }
 
-/** A certificate for the holder of a token. @throws RelightError `token_invalid`. */
+/** A certificate for the holder of a token. @throws RelightError `token_invalid`, `role_denied`. */
 export function enrolByToken(
   request: EnrolRequest,
   fleet: {
@@ -77,10 +81,17 @@ export function enrolByToken(
   },
 ): Enrolment {
   const token = verifyJoinToken(request.token, fleet);
+  const { node, role, environment, certificateMs: lifetimeMs } = token;
+  if (node !== null && node !== request.name) {
+    throw new RelightError(
+      "role_denied",
+      `Cannot enrol "${request.name}": the token is for "${node}"`,
+    );
+  }
   const uses = countUse(fleet.uses, token, fleet.now);
-  const caller = { role: token.role, name: request.name };
-  const certificate = issueFor(caller, request.key, { ...fleet, lifetimeMs: token.certificateMs });
-  return { caller, environment: token.environment, certificate, uses };
+  const caller = { role, name: request.name };
+  const certificate = issueFor(caller, request.key, { ...fleet, lifetimeMs });
+  return { caller, environment, certificate, lifetimeMs, uses, isNamed: node !== null };
 }
 
 /** A new certificate for a caller known by its present one: same role, same name, whatever key it proves. */

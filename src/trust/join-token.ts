@@ -9,7 +9,7 @@ import { isHex32 } from "../core/digest.ts";
 import { RelightError } from "../errors.ts";
 import { preAuthenticationEncoding } from "./envelope.ts";
 import { isSignatureOf, type PublicKey, type Signer } from "./keys.ts";
-import { roles } from "./roles.ts";
+import { memberNamePattern, roles } from "./roles.ts";
 import { clockSkewMsMax, timeMs, timeShape } from "./time.ts";
 
 const prefix = "relight-join.v1";
@@ -20,6 +20,8 @@ export const joinTokenShape = z.strictObject({
   /** 16 random bytes in hex; what its uses are counted by. */
   id: z.string().regex(/^[0-9a-f]{32}$/),
   role: z.enum(roles),
+  /** The only name that it enrols, also when another key holds it; null for any that is free. */
+  node: z.string().regex(memberNamePattern).nullable(),
   environment: z.string().min(1).max(512),
   /** How many agents may enrol with it. */
   uses: z.int().min(1).max(100_000),

@@ -8,6 +8,9 @@ import { isSpiffeId } from "./pattern.ts";
 export const roles = ["reader", "mirror", "author", "operator"] as const;
 export type Role = (typeof roles)[number];
 
+/** What a member may be called; a part of its SPIFFE id. */
+export const memberNamePattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
+
 export interface Caller {
   readonly role: Role;
   /** Unique within the fleet; records belong to it. */

@@ -155,6 +155,7 @@ export function joinTokenOf(changes: Partial<JoinToken> = {}): JoinToken {
   return {
     id: "0123456789abcdef0123456789abcdef",
     role: "mirror",
+    node: null,
     environment: "production",
     uses: 1,
     issuedAt: timeText(now),
