@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A hostile peer as a process of its own: publishes to a real coordinator like any replica, or is named by
 // a hostile one, and answers targets as its plan says. It forges nothing itself; forge.ts has put
-// everything into the plan.
+// everything into the plan. After its first line it prints how much of a manifest without end it was rid
+// of.
 
 import fs from "node:fs";
 import http, { type IncomingMessage, type ServerResponse } from "node:http";
@@ -17,6 +18,7 @@ import {
   identityFor,
   type Listening,
   type Shown,
+  type StatementAnswer,
 } from "./plan.ts";
 
 const plan = JSON.parse(fs.readFileSync(process.argv[2] ?? "", "utf8")) as HostilePlan;
@@ -90,6 +92,9 @@ function answerStatement({ statement }: HostileSource, response: ServerResponse)
       response.writeHead(200, { "Content-Length": statement.bytes });
       pour(response);
       break;
+    case "entries":
+      void sendEntries(statement, response);
+      break;
     case "chunked":
       response.writeHead(200);
       pour(response);
@@ -110,6 +115,34 @@ function answerStatement({ statement }: HostileSource, response: ServerResponse)
       response.socket?.write(Buffer.concat([Buffer.from(head), body]));
     }
   }
+}
+
+const entry = (index: number) =>
+  `{"digest":{"blake3":"${"a".repeat(64)}"},"name":"k/${String(index).padStart(10, "0")}.bin"},`;
+
+/** As many as it says or until nobody takes them. */
+async function sendEntries(
+  { count, announcedBytes }: StatementAnswer & { kind: "entries" },
+  response: ServerResponse,
+): Promise<void> {
+  const batch = 10_000;
+  const { socket } = response;
+  response.writeHead(200, { "Content-Length": announcedBytes ?? count * entry(0).length });
+  response.flushHeaders();
+  let sent = 0;
+  for (let at = 0; at < count && socket?.destroyed === false; at += batch) {
+    // To the socket itself: node:http would not send more than was announced.
+    const bytes = Buffer.from(
+      Array.from({ length: batch }, (_, index) => entry(at + index)).join(""),
+    );
+    sent += bytes.length;
+    if (!socket.write(bytes))
+      await new Promise((resolve) => {
+        socket.once("drain", resolve);
+        socket.once("close", resolve);
+      });
+  }
+  console.log(`sent ${sent}`);
 }
 
 /** Without end, as fast as it is taken. */

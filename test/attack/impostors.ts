@@ -9,7 +9,7 @@ import path from "node:path";
 import type { Code } from "../../src/errors.ts";
 import type { Authority, Leaf } from "../../src/trust/authority.ts";
 import { readCertificate, writeCertificatePem } from "../../src/trust/certificate.ts";
-import { writeJoinToken } from "../../src/trust/join-token.ts";
+import { type JoinToken, writeJoinToken } from "../../src/trust/join-token.ts";
 import { loadOrCreateKey } from "../../src/trust/key-file.ts";
 import {
   generateKey,
@@ -50,7 +50,7 @@ export const impostorAttacks: readonly StateAttack[] = [
   impostor("coordinator-whose-certificate-is-a-clients", false, ({ member }) =>
     shownOf(member(coordinator, { purposes: ["client_auth"] })),
   ),
-  impostor("coordinator-issued-by-a-member", false, issuedByAMember),
+  impostor("coordinator-issued-by-a-member", false, (fleet) => issuedByAMember(fleet)),
   impostor("coordinator-in-plaintext", false, () => null),
   source("source-that-is-another-member", "certificate_invalid", {
     proves: "spiffe://fleet/author/node-b",
@@ -151,7 +151,7 @@ function joining(
     const told = plan(fleet, { keys, own });
     const { address, called } = await arena.misleads(told);
     const target = arena.target(name, address);
-    const start = await target.start([name], [`--join=${tokenOf(fleet, keys)}`]);
+    const start = await target.start([name], [`--join=${joinToken(fleet, keys)}`]);
     const isGenuine = "enrol" in told;
     if (called().has("Enrol") !== isGenuine) return "the token was sent, or was not";
     if (fs.existsSync(path.join(target.folder, "trust/member.pem"))) return "it joined";
@@ -161,16 +161,22 @@ function joining(
   return { name, isQuick, play };
 }
 
-function tokenOf({ authority }: Fleet, { root }: Keys): string {
+/** What `relight trust token` makes, with something changed. */
+export function joinToken(
+  { authority }: Fleet,
+  { root }: Keys,
+  changes: Partial<JoinToken> = {},
+): string {
   const now = Date.now();
   const token = joinTokenOf({
     id: randomBytes(16).toString("hex"),
     environment: "default",
-    issuedAt: timeText(now),
+    issuedAt: timeText(now - 2 * hour),
     expiresAt: timeText(now + hour),
     coordinator: null,
     authority: authority.certificate.fingerprint,
     roots: { threshold: 1, keys: [writePublicKey(root.publicKey)] },
+    ...changes,
   });
   return writeJoinToken(token, signerFrom(authority.privateKey));
 }
@@ -197,7 +203,7 @@ function given(
 }
 
 /** A member's own certificate in an authority's place: it says CA:FALSE. */
-function issuedByAMember({ authority }: Fleet): Shown {
+export function issuedByAMember({ authority }: Fleet, uri = coordinator): Shown {
   const key = generateKey("p256");
   const member = leafOf(authority, signerFrom(key), { ...spanNow(), ...bothPurposes });
   const issuer: Authority = { certificate: readCertificate(member), privateKey: key };
@@ -205,7 +211,7 @@ function issuedByAMember({ authority }: Fleet): Shown {
   const leaf = leafOf(issuer, signerFrom(own), {
     ...spanNow(),
     ...bothPurposes,
-    uris: [coordinator],
+    uris: [uri],
   });
   const chain = [leaf, member, authority.certificate.der];
   return shownOf({ key: privateKeyPem(own), chain, authorities: [] });
@@ -217,7 +223,7 @@ function spanNow() {
   return { notBefore: Date.now() - hour, notAfter: Date.now() + hour };
 }
 
-function shownOf({ key, chain }: TlsMaterial): Shown {
+export function shownOf({ key, chain }: TlsMaterial): Shown {
   const certificate = chain.map((der) => writeCertificatePem(Buffer.from(der))).join("");
   return { key: Buffer.from(key).toString("latin1"), certificate };
 }

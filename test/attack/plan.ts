@@ -9,6 +9,8 @@ export const model = "attacked/model";
 export type StatementAnswer =
   | { readonly kind: "bytes" | "extra_body"; readonly base64: string }
   | { readonly kind: "huge"; readonly bytes: number }
+  /** Entries of a manifest, made while they are sent, behind a length that is true or fits the limit. */
+  | { readonly kind: "entries"; readonly count: number; readonly announcedBytes: number | null }
   | { readonly kind: "missing" | "drip" | "endless_head" | "chunked" | "silent" };
 
 export interface HostileSource {
@@ -76,4 +78,50 @@ export interface Listening {
 export function identityFor(family: string) {
   const machine = process.arch === "x64" ? "x86_64" : "aarch64";
   return identityOf(customFamily(family, "/"), mergeFacts({ machine, model }), {});
+}
+
+/** One thing that a hostile client does; it reports what it was answered. */
+export type Step = { readonly name: string } & (
+  | {
+      readonly kind: "call";
+      /** Whose certificate it shows, of the plan's; null for none. */
+      readonly as: string | null;
+      readonly bearer?: string;
+      readonly service: "relight" | "p2p";
+      readonly method: string;
+      /** In protobuf's JSON. */
+      readonly request: unknown;
+      /** How many times at once; 1 when absent. */
+      readonly times?: number;
+    }
+  | { readonly kind: "session"; readonly as: string | null; readonly sessionId: string }
+  /** Wrong bearer tokens, each another. */
+  | { readonly kind: "guess_bearers"; readonly count: number }
+  | {
+      /** What no HTTP/2 library would send. */
+      readonly kind: "frames";
+      readonly as: string;
+      readonly what: "streams" | "resets" | "continuations" | "pings";
+    }
+  | { readonly kind: "message"; readonly as: string; readonly what: "announced" | "bomb" }
+  /** Bytes to the piece server behind TLS. */
+  | { readonly kind: "bytes"; readonly as: string | null; readonly request: string }
+  /** Connections that begin a handshake and go no further. */
+  | { readonly kind: "half_open"; readonly count: number }
+);
+
+export interface ClientPlan {
+  /** host:port each. */
+  readonly coordinator: string;
+  readonly source: string;
+  /** PEM of the fleet's authority, so that only the other side has a reason to refuse. */
+  readonly authority: string;
+  readonly shown: Readonly<Record<string, Shown>>;
+  readonly steps: readonly Step[];
+}
+
+/** A line of a hostile client: every different answer that a step got, and how often. */
+export interface Answered {
+  readonly name: string;
+  readonly answers: Readonly<Record<string, number>>;
 }

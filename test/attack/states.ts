@@ -49,6 +49,15 @@ export const stateAttacks: readonly StateAttack[] = [
   { name: "rogue-source-first", play: (arena) => rogueFirst(arena, "same") },
   { name: "rogue-artifact-first", isQuick: true, play: (arena) => rogueFirst(arena, "larger") },
   { name: "key-file-that-others-read", play: readableKey },
+  {
+    name: "ten-million-entries-sent",
+    isQuick: true,
+    play: (arena) => tenMillion(arena, "ten-million-entries-sent", null),
+  },
+  {
+    name: "ten-million-entries-behind-a-small-length",
+    play: (arena) => tenMillion(arena, "ten-million-entries-behind-a-small-length", 1_048_576),
+  },
 ];
 
 async function frozen(arena: Arena): Promise<string | null> {
@@ -140,6 +149,29 @@ async function olderEpoch(arena: Arena): Promise<string | null> {
   if (!start.codes(name).has("statement_replayed")) return "the older one was not refused";
   const kernel = path.join(target.cache(name), "k/kernel.bin");
   return fs.readFileSync(kernel, "utf8").includes("before") ? "the older one lies there" : null;
+}
+
+/** Far more than sockets and pipes hold on the way, far less than the 1.1 GB that are on offer. */
+const sentBytesMax = 64 * 1_024 * 1_024;
+const tenMillionPeakMiBMax = 384;
+
+/** Refused while it is sent: nobody reads it to its end, or keeps it. */
+async function tenMillion(
+  arena: Arena,
+  name: string,
+  announcedBytes: number | null,
+): Promise<string | null> {
+  const keys = makeKeys();
+  const target = arena.target(name);
+  target.hands(policyFor(keys), [keys.root]);
+  const statement = { kind: "entries", count: 10_000_000, announcedBytes } as const;
+  const printed = await arena.lists([sourceOf(name, honestFiles(name), { statement })]);
+  const start = await target.start([name]);
+  const sent = printed().map((line) => Number(line.replace("sent ", "")));
+  if (sent.length === 0 || sent.some((bytes) => bytes > sentBytesMax))
+    return `${sent.join() || "unknown"} bytes were taken`;
+  if (start.peakMiB > tenMillionPeakMiBMax) return `the agent took ${start.peakMiB} MiB`;
+  return judge({ name, code: "source_protocol" }, start, target);
 }
 
 const planted = "k/planted.so";

@@ -6,6 +6,7 @@
 
 import { startTestCoordinator } from "../support/relight.ts";
 import { temporaryFolder } from "../support/temporary-folder.ts";
+import { attackAsClient } from "./clients.ts";
 import { attackByListing, coordinatorAttacks } from "./coordinators.ts";
 import { makeKeys, policyFor } from "./forge.ts";
 import { type Hostile, startHostile } from "./hostile.ts";
@@ -27,8 +28,8 @@ const peakMiBMax = 1_024;
 export interface Arena {
   /** @param coordinator host:port; the honest one when absent */
   target(name: string, coordinator?: string): Target;
-  /** Resolves when the honest coordinator lists every source. */
-  lists(sources: readonly HostileSource[]): Promise<void>;
+  /** Resolves when the honest coordinator lists every source. @returns what they print from then on */
+  lists(sources: readonly HostileSource[]): Promise<() => readonly string[]>;
   /** Sources that nobody lists yet. @returns their endpoints in order */
   serves(sources: readonly HostileSource[], tls?: Shown | null): Promise<readonly string[]>;
   /** A coordinator that does what it is told; the rest it does as an honest one without sources. */
@@ -76,9 +77,8 @@ export async function runAttacks({
   const peer = (plan: HostilePlan) => start("hostile-peer", plan);
   const arena: Arena = {
     target: (name, address = coordinator.address) => makeTarget(folder.path(name), address),
-    lists: async (sources) => {
-      await peer({ coordinator: coordinator.address, tls: null, sources });
-    },
+    lists: async (sources) =>
+      (await peer({ coordinator: coordinator.address, tls: null, sources })).lines,
     serves: async (sources, tls = null) =>
       (await peer({ coordinator: null, tls, sources })).endpoints,
     misleads: async (changes) => {
@@ -97,6 +97,7 @@ export async function runAttacks({
   try {
     await attackAllAtOnce(arena, note);
     await attackByListing(arena, note);
+    await attackAsClient(folder, { isQuick, note });
     const left = [...stateAttacks, ...coordinatorAttacks].filter(
       (attack) => !isQuick || attack.isQuick === true,
     );
