@@ -22,6 +22,7 @@ const skip = missing(await gpuMissing(1));
 for (const [claim, script] of [
   ["dispatch and combine equal the reference, also through joins and SIGKILL", "ep_check.py"],
   ["2000 poisoned steps give equal bits", "ep_stress.py"],
+  ["relight.ep.Buffer replays one graph through 2, 4, a crash and 4 ranks", "ep_buffer_check.py"],
   ["the digest kernel equals the reference", "digest_check.py"],
 ] as const) {
   test(claim, { skip, timeout: 300_000 }, () => {
