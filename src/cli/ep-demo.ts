@@ -51,6 +51,7 @@ export const command = defineCommand({
       timeoutMs: fake ? 5_000 : 2_000,
       blasFile: flags.cublas === "" ? null : flags.cublas,
       stepsPerRun: 1,
+      comesBack: false,
       blocks: deviceCount >= most ? multiprocessors : Math.floor(multiprocessors / most),
     };
     output.note(describe(options));
@@ -114,11 +115,10 @@ class Demo {
     const rest = this.#members().filter((rank) => !victims.includes(rank));
     const masked = () => rest.every((rank) => toldAtMs(rank, "died", began) !== null);
     await this.#ranks.until(masked, "every survivor's mask", this.#signal);
-    const exits = victims.map(({ exitedAtMs }) => exitedAtMs ?? nowMs());
-    const firstExit = Math.min(...exits);
+    const noticed = Math.min(...victims.map(({ hungUpAtMs }) => hungUpAtMs ?? nowMs()));
     const lastMask = Math.max(...rest.map((rank) => toldAtMs(rank, "died", began) ?? 0));
-    this.#moment("kill to exit noticed", firstExit - began);
-    this.#moment("exit noticed to last survivor masked", lastMask - firstExit);
+    this.#moment("kill to death noticed", noticed - began);
+    this.#moment("death noticed to last survivor masked", lastMask - noticed);
     const { experts } = this.#ranks.options.shape;
     await this.#good(lastMask, experts);
     const next = rest.map((rank) => goodStepAtMs(rank, lastMask, experts) ?? 0);

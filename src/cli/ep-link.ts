@@ -20,6 +20,8 @@ export interface RankSpec {
   readonly blocks: number;
   readonly timeoutMs: number;
   readonly blasFile: string | null;
+  /** A rank that has left asks for its seat again; one that was evicted does so in any case. */
+  readonly comesBack: boolean;
   /** Launches of one run; more is faster and coarser. */
   readonly stepsPerRun: number;
 }

@@ -40,6 +40,7 @@ const limits = {
 const stopping = new AbortController();
 let session: LinkedSession | null = null;
 let group: EpGroup | null = null;
+let left = false;
 
 process.on("message", (message: ToRank) => {
   switch (message.to) {
@@ -71,11 +72,29 @@ process.on("message", (message: ToRank) => {
 // Whoever started this rank is gone: so is the group's only coordinator.
 process.on("disconnect", () => process.exit(0));
 
+/** One life after the other: who was evicted comes back, who left comes back when it is asked to. */
 async function run(spec: RankSpec): Promise<void> {
   await using driver = openDriver(spec);
+  let held: Held | null = null;
+  for (let life = 0; !stopping.signal.aborted; life += 1) {
+    const memberId = `${spec.memberId}-${life}`;
+    held = await live(driver, { ...spec, memberId }, held);
+    if (held === null || (left && !spec.comesBack)) return;
+    left = false;
+  }
+}
+
+/** What a rank keeps from one life to the next as long as it sits in the same slot. */
+interface Held {
+  readonly slot: number;
+  readonly device: EpDevice;
+  readonly layer: MoeLayer;
+}
+
+async function live(driver: GpuDriver, spec: RankSpec, before: Held | null): Promise<Held | null> {
   using windows = new WindowSocket(join(spec.directory, `${spec.memberId}.sock`));
-  const rank: { device: EpDevice | null; layer: MoeLayer | null } = { device: null, layer: null };
-  const opened = await EpGroup.join(
+  const rank: { held: Held | null } = { held: null };
+  await using opened = await EpGroup.join(
     {
       open: async (request) => {
         session = new LinkedSession(request, send);
@@ -83,7 +102,7 @@ async function run(spec: RankSpec): Promise<void> {
       },
       config: configOf(spec),
       occupant: { memberId: spec.memberId, process: processName(), owner: null },
-      wantedSlot: null,
+      wantedSlot: before?.slot ?? null,
       windows: {
         address: windows.address,
         offer: (seat, exportWindow) =>
@@ -92,29 +111,48 @@ async function run(spec: RankSpec): Promise<void> {
       },
       openDevice: async (seat) => {
         phase("seated");
-        rank.device = await openDevice(driver, spec, seat);
-        phase("kernels");
-        rank.layer = await openLayer(driver, spec, rank.device);
+        rank.held = await holdFor(driver, { spec, seat, before });
         phase("layer");
-        return rank.device;
+        return rank.held.device;
       },
       loadExperts: (experts, signal) =>
         loadExperts({ layer: layerOf(rank), windows, experts, signal }),
-      onEvent: (event) => send({ from: "event", atMs: nowMs(), event: toldEvent(event) }),
+      onEvent: (event) => {
+        left ||= event.type === "ended" && event.isLeave;
+        send({ from: "event", atMs: nowMs(), event: toldEvent(event) });
+      },
       limits,
       clock: systemClock,
     },
     stopping.signal,
   );
   group = opened;
-  await using _group = opened;
-  assert(rank.device !== null, "joining opened the device");
-  await loop({ group: opened, layer: layerOf(rank), spec, driver, context: rank.device.context });
+  const { held } = rank;
+  assert(held !== null, "joining opened the device");
+  await loop({ group: opened, layer: held.layer, spec, driver, context: held.device.context });
+  if (stopping.signal.aborted) return null;
+  await opened.over;
+  return held;
 }
 
-function layerOf(rank: { readonly layer: MoeLayer | null }): MoeLayer {
-  assert(rank.layer !== null, "the layer is opened with the device");
-  return rank.layer;
+async function holdFor(
+  driver: GpuDriver,
+  {
+    spec,
+    seat,
+    before,
+  }: { readonly spec: RankSpec; readonly seat: Seat; readonly before: Held | null },
+): Promise<Held> {
+  if (before?.slot === seat.slot) return before;
+  await before?.device[Symbol.asyncDispose]();
+  const device = await openDevice(driver, spec, seat);
+  phase("kernels");
+  return { slot: seat.slot, device, layer: await openLayer(driver, spec, device) };
+}
+
+function layerOf(rank: { readonly held: Held | null }): MoeLayer {
+  assert(rank.held !== null, "the layer is opened with the device");
+  return rank.held.layer;
 }
 
 async function loop({
@@ -157,7 +195,7 @@ async function loop({
       ...{ isGood: outcome.isGood, members: group.members, missing: outcome.missingExperts.length },
       rows: verdict.rows - before.rows,
       wrong: outcome.isGood && isKnown ? bad : 0,
-      worst: verdict.worst,
+      worst: outcome.isGood && isKnown ? verdict.worst : 0,
     });
     missing = outcome.missingExperts;
     before = verdict;

@@ -7,9 +7,8 @@ import { randomBytes, randomUUID } from "node:crypto";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { LocalGroup } from "../elastic/local.ts";
+import { LocalGroup, type LocalSession } from "../elastic/local.ts";
 import type { OperationRequest } from "../elastic/operation.ts";
-import type { MembershipSession } from "../elastic/session.ts";
 import { RelightError } from "../errors.ts";
 import { workerUrl } from "../platform/worker-url.ts";
 import type {
@@ -29,6 +28,7 @@ export interface RanksOptions {
   readonly timeoutMs: number;
   readonly blasFile: string | null;
   readonly stepsPerRun: number;
+  readonly comesBack: boolean;
   /** Blocks of each launch; all ranks of one GPU together at most one an SM. */
   readonly blocks: number;
 }
@@ -49,8 +49,10 @@ export class RankProcess {
   readonly uses: RankUse[] = [];
   readonly exited: Promise<void>;
   failure: { readonly code: string; readonly message: string } | null = null;
+  /** When its channel closed: the first sign of its death. */
+  hungUpAtMs: number | null = null;
   exitedAtMs: number | null = null;
-  session: MembershipSession | null = null;
+  session: LocalSession | null = null;
   readonly #child: ChildProcess;
 
   constructor(child: ChildProcess, spec: RankSpec) {
@@ -59,6 +61,8 @@ export class RankProcess {
     this.memberId = spec.memberId;
     const { promise, resolve } = Promise.withResolvers<void>();
     this.exited = promise;
+    // A message that it did not live to read; its exit says the rest.
+    child.on("error", () => {});
     child.once("exit", () => {
       this.exitedAtMs = nowMs();
       resolve();
@@ -180,6 +184,11 @@ export class Ranks implements AsyncDisposable {
       memberId: randomBytes(8).toString("hex"),
     });
     child.on("message", (message: FromRank) => this.#hear(rank, message));
+    // The channel of a killed process closes before its GPU context is taken down, which takes 70 ms.
+    child.once("disconnect", () => {
+      rank.hungUpAtMs = nowMs();
+      rank.session?.hangUp();
+    });
     void rank.exited.then(() => rank.session?.close());
     this.all.push(rank);
     return rank;
@@ -188,6 +197,8 @@ export class Ranks implements AsyncDisposable {
   #hear(rank: RankProcess, message: FromRank): void {
     switch (message.from) {
       case "join":
+        // A rank that comes back: its last seat is quiesced by its own word.
+        void rank.session?.close();
         void this.group.join(message.request).then(
           (session) => this.#carry(rank, session),
           (error: Error) => {
@@ -214,7 +225,7 @@ export class Ranks implements AsyncDisposable {
     }
   }
 
-  async #carry(rank: RankProcess, session: MembershipSession): Promise<void> {
+  async #carry(rank: RankProcess, session: LocalSession): Promise<void> {
     rank.session = session;
     if (!rank.isAlive) await session.close();
     for await (const command of session.commands) {

@@ -47,7 +47,7 @@ export class LocalGroup implements AsyncDisposable {
   }
 
   /** @throws RelightError `ep_config_differs`, `request_invalid`. */
-  async join(request: JoinRequest): Promise<MembershipSession> {
+  async join(request: JoinRequest): Promise<LocalSession> {
     const session = new LocalSession(this.keeper, request);
     await session.start();
     return session;
@@ -69,7 +69,8 @@ export class LocalGroup implements AsyncDisposable {
   }
 }
 
-class LocalSession implements MembershipSession {
+/** A rank's seat, held by whoever looks after its process. */
+export class LocalSession implements MembershipSession {
   readonly #keeper: GroupKeeper;
   readonly #request: JoinRequest;
   readonly #queue = new CommandQueue();
@@ -109,6 +110,15 @@ class LocalSession implements MembershipSession {
     if (this.#isClosed) throw new RelightError("cancelled", "Cannot report: the session is closed");
     if (report.type === "load") this.#keeper.hearLoad(this.#member.status.memberId, report.experts);
     this.#member = hearReport(this.#member, report);
+    this.#tell();
+  }
+
+  /** The process no longer listens: its peers mask it at once, its slot waits until `close`. */
+  hangUp(): void {
+    const { status } = this.#member;
+    if (this.#isClosed || status.seat === null || status.isQuiesced) return;
+    const sequence = status.sequence + 1;
+    this.#member = { ...this.#member, status: { ...status, sequence, isHungUp: true } };
     this.#tell();
   }
 

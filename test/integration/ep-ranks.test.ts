@@ -13,7 +13,7 @@ const shape = {
 };
 const options = {
   ...({ backend: "fake", deviceCount: 1, shape, timeoutMs: 5_000, blasFile: null } as const),
-  ...{ stepsPerRun: 1, blocks: 1 },
+  ...{ stepsPerRun: 1, comesBack: false, blocks: 1 },
 };
 
 test("a group of processes grows, loses a rank to SIGKILL, recovers and lets one go, and every row is right", async () => {

@@ -182,6 +182,11 @@ export class EpGroup implements AsyncDisposable {
     void this.#beat();
   }
 
+  /** Resolves when nothing of the membership is left: no kernel runs, no peer is mapped. */
+  get over(): Promise<void> {
+    return this.#following;
+  }
+
   /** Fires with the reason when the rank is out. */
   get ended(): AbortSignal {
     return this.#ending.signal;
