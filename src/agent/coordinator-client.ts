@@ -153,6 +153,11 @@ export interface ConnectOptions {
  * @throws RelightError `config_invalid` for plaintext beyond loopback.
  */
 export function connectCoordinator(options: ConnectOptions): CoordinatorClient {
+  return new GrpcCoordinatorClient(options);
+}
+
+/** @throws RelightError `config_invalid` for plaintext beyond loopback. */
+export function openChannel(options: ConnectOptions): Client {
   const host = options.address.replace(/:\d+$/, "");
   if (options.tls === undefined && !isLoopback(host)) {
     throw new RelightError(
@@ -160,7 +165,11 @@ export function connectCoordinator(options: ConnectOptions): CoordinatorClient {
       `Cannot call the coordinator at "${options.address}" in plaintext: want loopback, or trust.join, or trust.certificate, trust.key and trust.authority`,
     );
   }
-  return new GrpcCoordinatorClient(options);
+  const channel = { ...channelOptions, ...keepalive, ...backoff, ...ownConnections };
+  const { address, tls } = options;
+  return tls === undefined
+    ? new Client(address, credentials.createInsecure(), channel)
+    : new Client(address, fleetCredentials(tls), { ...channel, ...fleetChannelOptions });
 }
 
 // Pings notice a coordinator that vanished without closing its connections.
@@ -180,12 +189,7 @@ class GrpcCoordinatorClient implements CoordinatorClient {
 
   constructor(options: ConnectOptions) {
     this.#options = options;
-    const channel = { ...channelOptions, ...keepalive, ...backoff, ...ownConnections };
-    const { address, tls } = options;
-    this.#client =
-      tls === undefined
-        ? new Client(address, credentials.createInsecure(), channel)
-        : new Client(address, fleetCredentials(tls), { ...channel, ...fleetChannelOptions });
+    this.#client = openChannel(options);
   }
 
   async find(

@@ -20,7 +20,7 @@ const passed = new Set<Code>([
 export function fromGrpc(error: unknown, what: string): RelightError {
   const { code, details, metadata } = fieldsOf(error);
   const named = codeNamed(metadata?.get(codeTrailer)[0]);
-  const message = `Cannot complete ${what}: ${details}`;
+  const message = `Cannot complete ${what}: ${plain(details)}`;
   if (named !== undefined) {
     const own = passed.has(named) ? named : "coordinator_refused";
     return new RelightError(own, message, { details: { coordinatorCode: named }, cause: error });
@@ -29,6 +29,13 @@ export function fromGrpc(error: unknown, what: string): RelightError {
     details: { grpcStatus: code },
     cause: error,
   });
+}
+
+/** Without the frame that grpc-js puts around what the socket said. */
+function plain(details: string): string {
+  return details
+    .replace(/^No connection established\. Last error: (?:Error: )?/, "")
+    .replace(/\.? ?Resolution note: ?$/, "");
 }
 
 function codeOfStatus(code: number): Code {

@@ -25,12 +25,12 @@ export function keepsAccessTimes(folder: string): boolean {
     const mtime = new Date(Date.now() - 60_000);
     fs.utimesSync(file, new Date(mtime.getTime() - 3_600_000), mtime);
     fs.readFileSync(file);
-    return fs.statSync(file).atimeMs > mtime.getTime();
+    const isKept = fs.statSync(file).atimeMs > mtime.getTime();
+    fs.rmSync(file);
+    return isKept;
   } catch {
     // A mount where we cannot try is one whose times we cannot trust.
     return false;
-  } finally {
-    fs.rmSync(file, { force: true });
   }
 }
 

@@ -10,7 +10,7 @@ import {
   type StatusObject,
 } from "@grpc/grpc-js";
 import { asRelightError, RelightError } from "../errors.ts";
-import { codeTrailer, grpcStatus } from "../protocol/grpc.ts";
+import { clockHeader, codeTrailer, grpcStatus } from "../protocol/grpc.ts";
 import type { Call } from "../trust/roles.ts";
 import type { Access, Admitted, Presented } from "./access.ts";
 import { storeBudget } from "./budget.ts";
@@ -74,6 +74,7 @@ export function unary<Request, Response>(
     answer().then(
       (response) => {
         finish(null);
+        call.sendMetadata(clockNow());
         callback(null, response);
       },
       (thrown: unknown) => {
@@ -83,6 +84,13 @@ export function unary<Request, Response>(
       },
     );
   };
+}
+
+/** A node whose clock is wrong can see it (`relight doctor`). */
+function clockNow(): Metadata {
+  const metadata = new Metadata();
+  metadata.set(clockHeader, String(Date.now()));
+  return metadata;
 }
 
 export function asStatus(error: RelightError): ServiceError & StatusObject {

@@ -12,6 +12,9 @@ import { limits } from "./limits.ts";
 /** The trailer that names the row of the error table. */
 export const codeTrailer = "relight-code";
 
+/** In front of the coordinator's answers: its wall clock in Unix milliseconds. */
+export const clockHeader = "relight-unix-ms";
+
 export const channelOptions: ChannelOptions = {
   "grpc.max_receive_message_length": limits.messageBytesMax,
   "grpc.max_send_message_length": limits.messageBytesMax,
