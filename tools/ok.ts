@@ -12,6 +12,8 @@ const steps = {
   docs: ["tools/docs.ts", "--check"],
   knip: ["node_modules/knip/bin/knip.js"],
   tests: ["tools/test.ts"],
+  // Seeds of this commit's own, so that every change plays other histories.
+  simulation: ["test/simulation/main.ts", "--seeds=200", "--replicas=16", "--seed=commit"],
 } as const;
 
 const left = process.argv.find((word) => word.startsWith("--without="));

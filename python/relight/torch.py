@@ -8,7 +8,9 @@ then calls load_into, which overwrites in place: captured graphs keep their poin
 
 import bisect
 import contextlib
+import ctypes
 import dataclasses
+import hashlib
 import logging
 import math
 
@@ -174,13 +176,26 @@ def live_tensors(module, derived=None):
 
 
 def _tensors_in(name, value, tensor_type):
-    """A tensor, or tensors one level down in an object that is no module, such as an attention backend."""
+    """A tensor, or those in a list, a mapping or an object that is no module, such as a backend."""
     if isinstance(value, tensor_type):
         yield name, value
-    elif not name.startswith("_") and not callable(value) and hasattr(value, "__dict__"):
-        for inner, item in sorted(vars(value).items()):
-            if isinstance(item, tensor_type):
-                yield f"{name}.{inner}", item
+        return
+    # The private ones of a module hold its parameters, buffers and submodules.
+    if name.startswith("_") or callable(value):
+        return
+    if isinstance(value, (list, tuple)):
+        inner = enumerate(value)
+    elif isinstance(value, dict) or hasattr(value, "__dict__"):
+        inner = sorted((value if isinstance(value, dict) else vars(value)).items(), key=_first_text)
+    else:
+        return
+    for key, item in inner:
+        if isinstance(item, tensor_type):
+            yield f"{name}.{key}", item
+
+
+def _first_text(pair):
+    return str(pair[0])
 
 
 def _describe(tensors, model, revision, place, driver):
@@ -190,9 +205,9 @@ def _describe(tensors, model, revision, place, driver):
     driver = driver or Driver()
     allocations, handles, entries = _Allocations(driver), [], []
     for name, (kind, tensor) in tensors.items():
-        if tensor.device.type != "cuda":
-            message = f'Cannot share "{name}": it is on {tensor.device}, wanted a GPU'
-            raise AgentError("device_unsupported", message)
+        if tensor.device.type != "cuda" and tensor.numel() > 0:
+            entries.append(_elsewhere(name, kind, tensor))
+            continue
         index, offset = allocations.place(tensor)
         entries.append(
             {
@@ -218,6 +233,27 @@ def _describe(tensors, model, revision, place, driver):
         "tensors": entries,
     }
     return layout, handles, driver.device_uuid()
+
+
+def _elsewhere(name, kind, tensor):
+    """Of what is not on the GPU nothing is copied: both sides must hold the same, and the name says so."""
+    if kind == "parameter" or tensor.device.type != "cpu":
+        message = f'Cannot share "{name}": it is on {tensor.device}, wanted a GPU'
+        raise AgentError("device_unsupported", message)
+    held = tensor.contiguous()
+    values = ctypes.string_at(held.data_ptr(), held.numel() * held.element_size())
+    digest = hashlib.blake2b(values, digest_size=16).hexdigest()
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    shape = "x".join(str(length) for length in tensor.shape)
+    return {
+        "name": f"{name} on the host, {shape}, {digest}",
+        "kind": kind,
+        "dtype": dtype,
+        "shape": [0],
+        "stride": [1],
+        "allocation": 0,
+        "offsetBytes": 0,
+    }
 
 
 class _Allocations:

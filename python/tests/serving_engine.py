@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A served Python engine on the fake GPU, under `relight run --weights`.
 
-serving_engine.py PORT DIRECTORY SALT [SHAPE]: takes its weights from a live replica, else "loads them from
-disk" (the salt's values) and offers them. SHAPE: the embedding's width, 16 unless it is said. Over HTTP:
+serving_engine.py [WIDTH] PORT DIRECTORY SALT: takes its weights from a live replica, else "loads them from
+disk" (the salt's values) and offers them. WIDTH: of the embedding, 16 unless it is said. Over HTTP:
 /health, /weights (how they came, and whether they are SALT's), /update?SALT (new values, announced),
 /corrupt (a byte changed behind everybody's back).
 """
@@ -15,11 +15,11 @@ import sys
 import relight.torch
 from stubs import FakeGpu, Model, Tensor, stub_torch
 
-port, directory, salt, *rest = sys.argv[1:]
+*width, port, directory, salt = sys.argv[1:]
 gpu = FakeGpu(directory)
 model = Model(gpu)
-if rest:
-    model.embed = Tensor(model.embed.data_ptr(), (8, int(rest[0])))
+if width:
+    model.embed = Tensor(model.embed.data_ptr(), (8, int(width[0])))
 regions = [(model.embed.data_ptr(), 640), (model.attention.weight.data_ptr(), 2048 + 4 * 40 - 10)]
 
 

@@ -79,6 +79,9 @@ class Tensor:
     def detach(self):
         return self
 
+    def contiguous(self):
+        return self
+
 
 class Module:
     """Attributes that are tensors are parameters, but for those named in `plain` and `buffers`."""
@@ -120,7 +123,9 @@ def stub_torch():
     torch = types.ModuleType("torch")
     torch.Tensor = Tensor
     torch.cuda = types.SimpleNamespace(
-        synchronize=lambda: None, get_device_capability=lambda: (9, 0)
+        synchronize=lambda: None,
+        get_device_capability=lambda: (9, 0),
+        empty_cache=lambda: None,
     )
     before = sys.modules.get("torch")
     sys.modules["torch"] = torch

@@ -2,6 +2,7 @@
 """The plugin with a stub torch and a stub agent: what it collects, says and survives."""
 
 import array
+import ctypes
 import json
 import os
 import socket
@@ -149,14 +150,39 @@ class PluginTest(unittest.TestCase):
         start = self.load("/nowhere", driver=Broken(self.directory))
         self.assertEqual((start.warm, start.code), (False, "plugin_bug"))
 
-    def test_a_tensor_that_is_not_on_a_gpu_is_named(self):
+    def test_a_parameter_that_is_not_on_a_gpu_is_named(self):
         with stub_torch():
             model = Model(self.gpu)
-            model.cos = Tensor(1, (4,), device="cpu")
+            model.embed = Tensor(1, (4,), device="cpu")
             with self.assertRaises(AgentError) as caught:
                 relight.torch.publish(model, model="m", socket="/nowhere", driver=self.gpu)
         self.assertEqual(caught.exception.code, "device_unsupported")
-        self.assertIn('"cos"', caught.exception.message)
+        self.assertIn('"embed"', caught.exception.message)
+
+    def test_a_buffer_on_the_host_is_not_copied_and_its_values_are_in_its_name(self):
+        def name_of(values):
+            held = ctypes.create_string_buffer(values, len(values))
+            with stub_torch():
+                model = Model(self.gpu)
+                model.cos = Tensor(ctypes.addressof(held), (4,), "torch.uint8", device="cpu")
+                layout, _, _ = relight.torch._describe(
+                    relight.torch.live_tensors(model), "m", "", relight.torch.Place(), self.gpu
+                )
+            (found,) = [one for one in layout["tensors"] if one["name"].startswith("cos")]
+            self.assertEqual(found["shape"], [0])
+            return found["name"]
+
+        self.assertEqual(name_of(b"1234"), name_of(b"1234"))
+        self.assertNotEqual(name_of(b"1234"), name_of(b"1235"))
+
+    def test_tensors_in_lists_and_mappings_are_found(self):
+        with stub_torch():
+            model = Model(self.gpu)
+            model.attention.scales = [Tensor(0, (0,)), 1, Tensor(0, (0,))]
+            model.attention.tables = {"a": Tensor(0, (0,)), 3: "text"}
+            found = relight.torch.live_tensors(model)
+        expected = ["attention.scales.0", "attention.scales.2", "attention.tables.a"]
+        self.assertEqual(sorted(set(found) - set(NAMES)), expected)
 
     def test_descriptors_arrive_in_order_and_are_closed_here(self):
         agent = StubAgent(self.directory, [{"value": 1}])

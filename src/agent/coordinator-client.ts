@@ -69,6 +69,8 @@ export interface Publication {
   readonly status: "initializing" | "ready";
   readonly workerRank?: number;
   readonly accelerator?: string;
+  /** Counts up over everything that the session says; a later one heard makes an earlier one void. */
+  readonly word?: number;
   /** Of live weights. */
   readonly tensors?: readonly TensorDescriptor[];
 }
@@ -95,6 +97,8 @@ export interface Withdrawal {
   readonly workerId: string;
   /** Absent: everything that the session published for the worker. */
   readonly sourceId?: string;
+  /** As in a publication. */
+  readonly word?: number;
 }
 
 export interface StatusUpdate {

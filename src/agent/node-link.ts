@@ -21,7 +21,7 @@ const retryMs = 2_000;
 const readersMs = 1_000;
 const goodbyeMsMax = 2_000;
 /** Of sources that do not fit, so many are looked at, and so many asked why. */
-const listedMax = 128;
+const listedMax = 10_000;
 const othersMax = 8;
 
 export interface NodeLinkOptions {
@@ -52,6 +52,8 @@ export class NodeLink implements AsyncDisposable {
   readonly #unsaid = new Set<string>();
   readonly #sourceIds = new Map<string, string>();
   readonly #turns = new Map<string, Promise<void>>();
+  /** So many words were said to the coordinator: what is late on its way must not undo a later one. */
+  #words = 0;
   #session: Session | null = null;
   #background: Promise<void> | null = null;
   readonly #identified = Promise.withResolvers<Facts>();
@@ -97,18 +99,28 @@ export class NodeLink implements AsyncDisposable {
     return await client.find(identities, { excludeWorkerId, limit: 16 }, signal);
   }
 
+  /** Whether any ready source has weights of a model. @throws RelightError as `find`. */
+  async servesWeights(model: string, signal: AbortSignal): Promise<boolean> {
+    return (await this.#weightSources(model, signal)).length > 0;
+  }
+
   /** Under which a few ready sources of a model's weights publish. @throws RelightError as `find`. */
   async weightIdentitiesOf(model: string, signal: AbortSignal): Promise<readonly SourceIdentity[]> {
-    const { client } = this.#options;
-    const filter = { modelNameFilter: model, statusFilter: SourceStatus.READY, limit: listedMax };
-    const refs = await client.listSources(filter, signal);
-    const weights = refs.filter(({ layoutSignature }) => layoutSignature !== undefined);
+    const weights = await this.#weightSources(model, signal);
     const found = weights
       .slice(0, othersMax)
       .map(({ mxSourceId: sourceId, workerId }) =>
-        client.identityOf({ sourceId, workerId }, signal),
+        this.#options.client.identityOf({ sourceId, workerId }, signal),
       );
     return (await Promise.all(found)).filter((identity) => identity !== null);
+  }
+
+  /** Of other workers. Weights say how their tensors lie; caches do not. */
+  async #weightSources(model: string, signal: AbortSignal) {
+    const { client, workerId } = this.#options;
+    const filter = { modelNameFilter: model, statusFilter: SourceStatus.READY, limit: listedMax };
+    const refs = await client.listSources(filter, signal);
+    return refs.filter((ref) => ref.layoutSignature !== undefined && ref.workerId !== workerId);
   }
 
   /** Offers something under a name of this agent's own until it is taken back; the newest counts. */
@@ -180,7 +192,8 @@ export class NodeLink implements AsyncDisposable {
     const { id } = this.#session;
     // Before the answer: a publication whose answer is lost has to be taken back as well.
     this.#sourceIds.set(family, sourceIdOf(offer.identity));
-    await client.publish({ ...offer, sessionId: id }, deadline.signal);
+    const word = ++this.#words;
+    await client.publish({ ...offer, sessionId: id, word }, deadline.signal);
     this.#unsaid.delete(family);
   }
 
@@ -191,7 +204,8 @@ export class NodeLink implements AsyncDisposable {
     const { callMsMax, client, workerId } = this.#options;
     using deadline = this.#deadline("withdrawing", callMsMax, this.#closing.signal);
     this.#unsaid.add(family);
-    await client.withdraw({ sessionId: this.#session.id, workerId, sourceId }, deadline.signal);
+    const what = { sessionId: this.#session.id, workerId, sourceId, word: ++this.#words };
+    await client.withdraw(what, deadline.signal);
     this.#unsaid.delete(family);
     this.#sourceIds.delete(family);
   }

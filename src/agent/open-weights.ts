@@ -33,13 +33,14 @@ export interface WeightSettings {
   readonly pretendGpu: string | null;
 }
 
+/** What the owner of the agent decides. */
+type HostHooks = Pick<WeightHostOptions, "sourcesFor" | "lookFor" | "events" | "whenWarm">;
+
 export interface WeightParts {
   /** Null for an endpoint that leads nowhere from here. */
   readonly openSource: (endpoint: string) => OpenSource | null;
   /** Opens the socket. @throws RelightError `port_in_use`, `request_invalid` for a path that is too long. */
-  readonly open: (
-    host: Pick<WeightHostOptions, "sourcesFor" | "events" | "whenWarm">,
-  ) => OpenWeights;
+  readonly open: (host: HostHooks) => OpenWeights;
 }
 
 export interface OpenWeights extends AsyncDisposable {
@@ -65,7 +66,7 @@ export function openWeightParts(settings: WeightSettings, clock: Clock): WeightP
 }
 
 function openSocket(
-  host: Pick<WeightHostOptions, "sourcesFor" | "events" | "whenWarm">,
+  host: HostHooks,
   {
     settings,
     machine,

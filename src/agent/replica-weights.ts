@@ -18,7 +18,7 @@ import type { Narrator } from "./narrator.ts";
 import type { NodeLink } from "./node-link.ts";
 import type { WeightParts } from "./open-weights.ts";
 import type { CacheParts, CacheSettings } from "./replica-caches.ts";
-import { findWeightSources, type WeightFinderParts } from "./weight-finder.ts";
+import { findWeightSources, mayBeServed, type WeightFinderParts } from "./weight-finder.ts";
 import { describeTensors, weightIdentity } from "./weight-identity.ts";
 
 /** Null where no weights are handed over. */
@@ -59,8 +59,8 @@ export function openReplicaWeights(
     openSource: door.openSource,
     endpoint: () => opened.endpoint,
   });
-  const { sourcesFor, events } = replica;
-  const opened = door.open({ sourcesFor, events, whenWarm });
+  const { sourcesFor, lookFor, events } = replica;
+  const opened = door.open({ sourcesFor, lookFor, events, whenWarm });
   return {
     socket: opened.socket,
     environment: { RELIGHT_AGENT_SOCKET: opened.socket },
@@ -108,6 +108,32 @@ class ReplicaWeights {
     return await findWeightSources({ link, openSource }, want, deadline.signal);
   };
 
+  /**
+   * For an engine before it builds its model. What it is told is the ledger's reason, for it asks no more.
+   * @throws RelightError as mayBeServed does, and `deadline_exceeded`.
+   */
+  readonly lookFor = async (
+    want: {
+      readonly model: string;
+      readonly coordinate: Coordinate;
+      readonly hints: readonly string[];
+    },
+    signal: AbortSignal,
+  ): Promise<void> => {
+    const { clock, link, discoverMsMax: ms, onChange } = this.#options;
+    if (want.hints.length > 0) return;
+    const what = "asking the coordinator for live weights";
+    using deadline = startDeadlineOn(clock, { what, ms, parent: signal });
+    try {
+      await mayBeServed(link, want.model, deadline.signal);
+    } catch (thrown) {
+      const error = asRelightError(thrown);
+      this.#cold(this.#record(want.coordinate), error, labelOf(want.coordinate));
+      onChange();
+      throw error;
+    }
+  };
+
   async #offer(manifest: WeightManifest): Promise<void> {
     const { link, narrator, isPublishing, endpoint, onChange } = this.#options;
     if (!isPublishing) return;
@@ -132,9 +158,8 @@ class ReplicaWeights {
         workerRank: manifest.coordinate.tensor.rank,
         tensors: describeTensors(manifest),
       });
-      const label = `weights ${coordinateLabel(manifest.coordinate)}`.trim();
       narrator.say(
-        `offering ${label}: ${manifest.tensors.length} tensors, ${formatBytes(totalBytes)}, generation ${generation}`,
+        `offering ${labelOf(manifest.coordinate)}: ${manifest.tensors.length} tensors, ${formatBytes(totalBytes)}, generation ${generation}`,
       );
     } catch (thrown) {
       // The link says it again; until then nobody is sent here.
@@ -149,7 +174,7 @@ class ReplicaWeights {
 
   #follow(layout: WeightLayout): (outcome: PullReport | RelightError) => void {
     const { ledger, onChange } = this.#options;
-    const label = `weights ${coordinateLabel(layout.coordinate)}`.trim();
+    const label = labelOf(layout.coordinate);
     const phase = ledger.startPhase(label);
     const record = this.#record(layout.coordinate);
     record.state = "loading";
@@ -191,6 +216,11 @@ class ReplicaWeights {
     const { code, message } = asRelightError(thrown);
     this.#options.log.warn("failure", { code, message });
   }
+}
+
+/** For people. */
+function labelOf(coordinate: Coordinate): string {
+  return `weights ${coordinateLabel(coordinate)}`.trim();
 }
 
 function nameOf(coordinate: Coordinate): string {

@@ -23,6 +23,7 @@ export interface WeightFinderParts {
       signal: AbortSignal,
     ): Promise<readonly (readonly FoundSource[])[]>;
     weightIdentitiesOf(model: string, signal: AbortSignal): Promise<readonly SourceIdentity[]>;
+    servesWeights(model: string, signal: AbortSignal): Promise<boolean>;
   };
   /** Null for an endpoint that leads nowhere from here, such as a socket of another machine. */
   readonly openSource: (endpoint: string) => OpenSource | null;
@@ -66,6 +67,26 @@ export async function findWeightSources(
   };
 }
 
+/**
+ * Whether anybody offers weights of this model, of whichever part and layout.
+ * @throws RelightError `no_source`, and those of the coordinator
+ */
+export async function mayBeServed(
+  link: WeightFinderParts["link"],
+  model: string,
+  signal: AbortSignal,
+): Promise<void> {
+  await within(link.identified, signal);
+  if (!(await link.servesWeights(model, signal))) throw noneServes(model);
+}
+
+function noneServes(model: string): RelightError {
+  return new RelightError(
+    "no_source",
+    `Cannot load weights from a live replica: none serves "${model}"`,
+  );
+}
+
 async function askCoordinator(
   link: WeightFinderParts["link"],
   layout: WeightLayout,
@@ -103,10 +124,7 @@ async function nobody(
   const differences = others.map((other) => identityDifference(other, want));
   const difference = differences.find((one) => one !== null);
   return difference == null
-    ? new RelightError(
-        "no_source",
-        `Cannot load weights from a live replica: none serves "${layout.model}"`,
-      )
+    ? noneServes(layout.model)
     : new RelightError(
         "layout_mismatch",
         `Cannot take weights from ${others.length} live sources of "${layout.model}": of the nearest, ${difference}`,

@@ -80,12 +80,28 @@ export function createStaging(
   const tree = path.join(ownPaths(root).staging, name);
   try {
     fs.mkdirSync(tree, { mode: 0o700, recursive: true });
-    const folders = new Set(files.map((file) => path.dirname(file.path)));
-    for (const folder of folders) fs.mkdirSync(path.join(tree, folder), { recursive: true });
+    for (const folder of foldersOf(files)) fs.mkdirSync(`${tree}/${folder}`, { recursive: true });
     return { tree };
   } catch (error) {
     throw fromNodeError(error, `make a staging folder in "${root}"`);
   }
+}
+
+/** Each folder that a file lies in directly, the root as "". */
+function foldersOf(files: readonly Pick<ManifestFile, "path">[]): ReadonlySet<string> {
+  const folders = new Set<string>();
+  let last = "";
+  for (const file of files) {
+    // In a manifest's order the files of one folder follow each other.
+    if (isDirectlyIn(last, file.path)) continue;
+    last = file.path.slice(0, Math.max(0, file.path.lastIndexOf("/")));
+    folders.add(last);
+  }
+  return folders;
+}
+
+function isDirectlyIn(folder: string, file: string): boolean {
+  return folder !== "" && file.startsWith(folder) && file.lastIndexOf("/") === folder.length;
 }
 
 /** Files of the manifest for which the target has none. Looks at no file of a folder that is not there. */
@@ -93,14 +109,22 @@ export function missingFiles(root: string, manifest: SealedManifest): ManifestFi
   const folders = new Map<string, boolean>();
   const isThere = (relative: string) =>
     fs.lstatSync(`${root}/${relative}`, { throwIfNoEntry: false }) !== undefined;
-  const hasFolder = (file: string): boolean => {
-    const folder = file.slice(0, Math.max(0, file.lastIndexOf("/")));
+  const hasFolder = (folder: string): boolean => {
     if (folder === "") return true;
-    const known = folders.get(folder) ?? (hasFolder(folder) && isThere(folder));
+    const parent = folder.slice(0, Math.max(0, folder.lastIndexOf("/")));
+    const known = folders.get(folder) ?? (hasFolder(parent) && isThere(folder));
     folders.set(folder, known);
     return known;
   };
-  return manifest.files.filter((file) => !hasFolder(file.path) || !isThere(file.path));
+  let last = "";
+  let isLastThere = true;
+  return manifest.files.filter(({ path: name }) => {
+    if (!isDirectlyIn(last, name)) {
+      last = name.slice(0, Math.max(0, name.lastIndexOf("/")));
+      isLastThere = hasFolder(last);
+    }
+    return !isLastThere || !isThere(name);
+  });
 }
 
 /**

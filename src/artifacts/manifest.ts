@@ -11,11 +11,12 @@ import {
   type Hex32,
   isDigest,
   isHex32,
-  wholeDigest,
+  wholeDigestPrefix,
 } from "../core/digest.ts";
 import { chunkBytes, type Piece } from "../core/pieces.ts";
 import { GiB, MiB } from "../core/units.ts";
 import { RelightError } from "../errors.ts";
+import { scanManifest } from "./manifest-scan.ts";
 import { collisionKey, unsafePath } from "./paths.ts";
 
 export const manifestFormat = "relight.artifact.v1";
@@ -118,16 +119,28 @@ export function decodeManifest(bytes: Buffer, wanted: { artifactId: string }): S
       `Cannot accept manifest: digest is ${artifactId}, wanted ${wanted.artifactId}`,
     );
   }
+  const scanned = scanManifest(bytes.toString("latin1"), manifestFormat);
+  if (scanned !== null) {
+    checkManifest(scanned);
+    return { ...scanned, bytes, artifactId };
+  }
   const sealed = sealForeign(parse(bytes));
   if (!sealed.bytes.equals(bytes)) invalid("its spelling is not canonical");
   return sealed;
 }
 
 /** A manifest whose shape was checked elsewhere (statement.ts), held to every other promise. */
-export function sealForeign({ family, files }: Manifest): SealedManifest {
+export function sealForeign(manifest: Manifest): SealedManifest {
+  checkManifest(manifest);
+  return encodeOrdered(manifest);
+}
+
+function checkManifest({ files }: Manifest): void {
+  const { filesMax } = manifestLimits;
+  if (files.length === 0 || files.length > filesMax)
+    invalid(`${files.length} files, want 1 to ${filesMax}`);
   checkPaths(files);
   checkSizes(files);
-  return encodeOrdered({ family, files });
 }
 
 /** All pieces in order: files in manifest order, chunks by offset. An empty file is one piece of length 0. */
@@ -146,7 +159,7 @@ function filePieces(file: ManifestFile, fileIndex: number): Piece[] {
         fileIndex,
         offset: 0,
         length: file.size,
-        digest: file.digest.slice("blake3:".length) as Hex32,
+        digest: file.digest.slice(wholeDigestPrefix.length) as Hex32,
       },
     ];
   }
@@ -171,9 +184,6 @@ function parse(bytes: Buffer): Manifest {
     return invalid(`${issue?.path.join(".") ?? ""}: ${issue?.message ?? "wrong shape"}`);
   }
   const { family, files } = result.data;
-  const { filesMax } = manifestLimits;
-  if (files.length === 0 || files.length > filesMax)
-    return invalid(`${files.length} files, want 1 to ${filesMax}`);
   files.forEach((file, at) => {
     const problem = fileProblem(file);
     if (problem !== null) invalid(`files.${at}: ${problem}`);
@@ -209,8 +219,11 @@ function isWithin(value: unknown, max: number): boolean {
 }
 
 function checkPaths(files: readonly ManifestFile[]): void {
-  const seen = new Map<string, string>();
+  const keys = new Set<string>();
+  /** Of the first file in each. */
+  const folders = new Map<string, string>();
   let previous = "";
+  let folder = "";
   for (const { path } of files) {
     const reason = unsafePath(path);
     if (reason !== null)
@@ -221,21 +234,39 @@ function checkPaths(files: readonly ManifestFile[]): void {
     if (path <= previous) invalid(`${JSON.stringify(path)} is repeated or out of order`);
     previous = path;
     const key = collisionKey(path);
-    if (seen.has(key))
-      invalid(`${JSON.stringify(path)} collides with ${JSON.stringify(seen.get(key))}`);
-    seen.set(key, path);
+    keys.add(key);
+    const slash = key.lastIndexOf("/");
+    // Files of one folder follow each other, so that most folders have been seen just before.
+    if (slash === -1 || (slash === folder.length && key.startsWith(folder))) continue;
+    folder = key.slice(0, slash);
+    folders.set(folder, path);
   }
-  // Files of one folder follow each other, so that most folders have been looked at just before.
-  let looked = "";
-  for (const [key, path] of seen) {
-    const folder = key.slice(0, key.lastIndexOf("/") + 1);
-    if (folder === looked) continue;
-    looked = folder;
-    for (let slash = key.indexOf("/"); slash !== -1; slash = key.indexOf("/", slash + 1)) {
-      if (seen.has(key.slice(0, slash)))
-        invalid(`${JSON.stringify(path)} lies under a path that is a file`);
+  if (keys.size < files.length) refuseCollision(files);
+  for (const [name, path] of folders) {
+    for (let slash = name.indexOf("/"); slash !== -1; slash = name.indexOf("/", slash + 1)) {
+      if (keys.has(name.slice(0, slash))) refuseUnderFile(path);
     }
+    if (keys.has(name)) refuseUnderFile(path);
   }
+}
+
+function refuseUnderFile(path: string): never {
+  invalid(`${JSON.stringify(path)} lies under a path that is a file`);
+}
+
+/** Names the first path whose key another one before it has. */
+function refuseCollision(files: readonly ManifestFile[]): never {
+  const seen = new Map<string, string>();
+  const second = files.find(({ path }) => {
+    const key = collisionKey(path);
+    if (seen.has(key)) return true;
+    seen.set(key, path);
+    return false;
+  });
+  const name = second?.path ?? "";
+  return invalid(
+    `${JSON.stringify(name)} collides with ${JSON.stringify(seen.get(collisionKey(name)))}`,
+  );
 }
 
 function checkSizes(files: readonly ManifestFile[]): void {
@@ -247,13 +278,8 @@ function checkSizes(files: readonly ManifestFile[]): void {
       invalid(`${JSON.stringify(path)} has ${chunks.length} chunks, its size wants ${chunkCount}`);
     if (form === "rooted" && size > manifestLimits.rootedBytesMax)
       invalid(`${JSON.stringify(path)} is rooted and larger than ${manifestLimits.rootedBytesMax}`);
-    if (
-      chunkCount > 0
-        ? digest !== chunkedDigest(chunks)
-        : digest !== wholeDigest(digest.slice(-64) as Hex32)
-    ) {
+    if (chunkCount > 0 ? digest !== chunkedDigest(chunks) : !digest.startsWith(wholeDigestPrefix))
       invalid(`${JSON.stringify(path)} has a digest that contradicts its chunks`);
-    }
   }
   if (total > manifestLimits.totalBytesMax)
     invalid(`${total} bytes in all, want at most ${manifestLimits.totalBytesMax}`);

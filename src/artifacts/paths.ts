@@ -11,8 +11,14 @@ export const ownFolder = ".relight";
 /** Letters, digits and signs of ASCII: their spelling is normal, and a character is a byte. */
 const plainPath = /^[\x20-\x5b\x5d-\x7e]*$/;
 
+/** Plain names, none beginning with a dot: a short path of these breaks no rule. Most are of this kind. */
+const simplePath = /^[\w-][\w.-]*(?:\/[\w-][\w.-]*)*$/;
+/** Shorter than any limit on names and paths, and too short to be too deep. */
+const simpleBytesMax = 120;
+
 /** Why a path is refused, in words; null when it may be used below a root. */
 export function unsafePath(path: string): string | null {
+  if (path.length <= simpleBytesMax && simplePath.test(path)) return null;
   if (path === "") return "it is empty";
   if (path.startsWith("/")) return "it is absolute";
   if (path.includes("\\")) return "it holds a backslash";

@@ -11,7 +11,7 @@ import {
 } from "../protocol/gen/p2p_pb.ts";
 import { sourceIdOf } from "../protocol/source-id.ts";
 import type { Offer, SourceStatus } from "../store/store.ts";
-import type { Publication } from "./registry.ts";
+import type { Publication } from "./records.ts";
 import type { Listed } from "./standing.ts";
 
 export function headOf(published: {

@@ -70,7 +70,9 @@ export class P2pService {
     const publisher = by?.uri ?? null;
     const none = { sessionId: null, offer: null };
     const head = headOf({ identity, worker, workerId, status, publisher, ...none });
-    await this.#registry.publish(head, toBinary(PublishMetadataRequestSchema, request), signal, by);
+    await this.#registry.publish(head, toBinary(PublishMetadataRequestSchema, request), signal, {
+      by,
+    });
     return { sourceId: head.sourceId, workerId };
   }
 

@@ -8,7 +8,8 @@ import { offer, sourceHead } from "../../test/support/source-head.ts";
 import { RelightError } from "../errors.ts";
 import { MemoryStore } from "../store/memory.ts";
 import type { Put, SourceHead, SourceKey, Store, Stored } from "../store/store.ts";
-import { type Advanced, type Publication, Registry } from "./registry.ts";
+import type { Publication } from "./records.ts";
+import { type Advanced, Registry } from "./registry.ts";
 import type { RegistryLimits } from "./registry-limits.ts";
 import type { SourceEvent } from "./watchers.ts";
 
@@ -311,6 +312,30 @@ describe("watch", () => {
     await world.publish({ sessionId: id });
     await world.pass(4_001);
     assert.deepEqual(events, ["added worker-1", "removed worker-1"]);
+  });
+});
+
+describe("words of a session", () => {
+  test("publish() of an older word than the withdrawal it was overtaken by is refused", async () => {
+    const world = await openWorld();
+    const { id } = world.hello();
+    const said = publication({ sessionId: id });
+    const what = { sessionId: id, workerId: said.workerId, sourceId: said.sourceId };
+    await world.registry.publish(said, body, signal, { word: 1 });
+    await world.registry.withdraw({ ...what, word: 2 }, signal);
+    await rejectsWith("conflict", world.registry.publish(said, body, signal, { word: 1 }));
+    await world.registry.publish(said, body, signal, { word: 3 });
+    await world.registry.publish(said, body, signal, { word: 3 });
+    assert.equal(await world.registry.withdraw({ ...what, word: 2 }, signal), 0, "an older word");
+  });
+
+  test("withdraw() of a source that is not there yet outlives its publication on the way", async () => {
+    const world = await openWorld();
+    const { id } = world.hello();
+    const said = publication({ sessionId: id });
+    const what = { sessionId: id, workerId: said.workerId, sourceId: said.sourceId, word: 2 };
+    assert.equal(await world.registry.withdraw(what, signal), 0);
+    await rejectsWith("conflict", world.registry.publish(said, body, signal, { word: 1 }));
   });
 });
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who has what. Holds no socket and no timer: the store and the clock are arguments, and whoever owns
-// it calls `advance()` often enough, so that the simulator runs this very code. Words about one record
-// are decided one at a time in order of arrival (lifecycle.ts); what a session vouches for is withheld
-// the moment the session ends, before the store has heard of it.
+// Who has what, and who may say so. Holds no socket and no timer: the store and the clock are arguments,
+// and whoever owns it calls `advance()` often enough, so that the simulator runs this very code. What a
+// session vouches for is withheld the moment the session ends, before the store has heard of it; the
+// records themselves are in records.ts.
 
 import { asRelightError, RelightError } from "../errors.ts";
 import type {
@@ -11,17 +11,16 @@ import type {
   SourceKey,
   SourceStatus,
   Store,
-  Stored,
   StoredWithBody,
 } from "../store/store.ts";
 import { type Admitted, mustOwn } from "./access.ts";
 import { Deadlines } from "./deadlines.ts";
 import { Finder, type Found } from "./finder.ts";
-import { deadlineOf, due, hear, type Word } from "./lifecycle.ts";
+import type { Word } from "./lifecycle.ts";
+import { keyOf, type Publication, Records } from "./records.ts";
 import { type RegistryLimits, registryDefaults } from "./registry-limits.ts";
-import { keyText, type Session, Sessions } from "./sessions.ts";
+import { hearWord, keyText, type Session, Sessions } from "./sessions.ts";
 import { type Listed, Standing } from "./standing.ts";
-import { Turns } from "./turns.ts";
 import { type Listener, Watchers } from "./watchers.ts";
 
 export interface RegistryOptions {
@@ -32,9 +31,6 @@ export interface RegistryOptions {
   readonly limits?: Partial<RegistryLimits>;
 }
 
-/** What a publisher says; the times and the reason of staleness are the registry's. */
-export type Publication = Omit<SourceHead, "updatedAtMs" | "publishedAtMs" | "staleBy">;
-
 export interface Advanced {
   readonly sessionsLost: number;
   readonly markedStale: number;
@@ -43,9 +39,6 @@ export interface Advanced {
   readonly failure: RelightError | null;
 }
 
-const duePerAdvanceMax = 1_000;
-const writeAttemptsMax = 16;
-
 export class Registry {
   readonly limits: RegistryLimits;
   readonly #store: Store;
@@ -53,11 +46,10 @@ export class Registry {
   readonly #newSessionId: () => string;
   readonly #sessions = new Sessions();
   readonly #sessionDeadlines = new Deadlines();
-  readonly #recordDeadlines = new Deadlines();
-  readonly #turns = new Turns();
   readonly #watchers = new Watchers();
   readonly #standing: Standing;
   readonly #finder: Finder;
+  readonly #records: Records;
   #advancedMs = Number.POSITIVE_INFINITY;
 
   constructor(options: RegistryOptions) {
@@ -66,12 +58,20 @@ export class Registry {
     this.#now = options.clock.now;
     this.#newSessionId = options.newSessionId;
     this.#standing = new Standing(this.#sessions, this.#now, this.limits);
+    const { store } = options;
+    const [now, limits, standing, watchers] = [
+      this.#now,
+      this.limits,
+      this.#standing,
+      this.#watchers,
+    ];
+    this.#records = new Records({ store, now, limits, standing, watchers });
     this.#finder = new Finder(options.store, this.#standing, this.limits.findWindow);
   }
 
   /** Records known, live or stale. */
   get sourceCount(): number {
-    return this.#recordDeadlines.size;
+    return this.#records.size;
   }
 
   get sessionCount(): number {
@@ -97,7 +97,7 @@ export class Registry {
       const session = known ?? this.#openSession(head.sessionId, unknown);
       session.sources.set(keyText(head), keyOf(head));
     }
-    this.#file(head);
+    this.#records.file(head);
   }
 
   // Sessions
@@ -171,10 +171,10 @@ export class Registry {
     signal: AbortSignal,
   ): Promise<void> {
     try {
-      await this.#tell(key, word, signal, (head) => head.sessionId === sessionId);
+      await this.#records.tell(key, word, signal, (head) => head.sessionId === sessionId);
     } catch (error) {
       // Nobody vouches for the record any more, so its deadline marks it when the store answers.
-      this.#recordDeadlines.add(keyText(key), this.#now() + this.limits.retryMs);
+      this.#records.retryLater(key);
       throw error;
     }
   }
@@ -183,14 +183,15 @@ export class Registry {
 
   /**
    * Adds or replaces one record; durable when it resolves.
+   * @param how `word` is the session's own count of what it says
    * @throws RelightError `conflict` when the session has ended, before or while the record was
-   * written; `store_unavailable`; `role_denied` when the record or the session is somebody else's.
+   * written, or said something later already; `store_unavailable`; `role_denied` when the record or the session is somebody else's.
    */
   async publish(
     publication: Publication,
     body: Uint8Array,
     signal: AbortSignal,
-    by: Admitted | null = null,
+    { by = null, word = 0 }: { readonly by?: Admitted | null; readonly word?: number } = {},
   ): Promise<void> {
     const key = keyOf(publication);
     // Before our session vouches for it: what is somebody else's must not fall with that.
@@ -199,15 +200,11 @@ export class Registry {
       mustOwn(by, "source.publish", present?.head.publisher ?? null);
     }
     const session = this.#vouching(publication, by);
+    if (session !== null && !hearWord(session, key, word)) throw overtaken(key);
     session?.sources.set(keyText(key), key);
-    await this.#turns.take(keyText(key), async () => {
-      const { before, head } = await this.#replace(publication, body, signal, by);
-      if (session !== null && this.#sessions.get(session.id) !== session) {
-        await this.#tellInTurn(key, { type: "withdrawn" }, signal, () => true);
-        throw sessionEnded(session.id);
-      }
-      this.#announce(before?.head, head, true);
-    });
+    const isVouched = () => session === null || this.#sessions.get(session.id) === session;
+    if (!(await this.#records.publish(publication, body, { by, isVouched }, signal)))
+      throw sessionEnded(publication.sessionId ?? "");
   }
 
   #vouching(publication: Publication, by: Admitted | null): Session | null {
@@ -227,26 +224,6 @@ export class Registry {
     return session;
   }
 
-  async #replace(
-    publication: Publication,
-    body: Uint8Array,
-    signal: AbortSignal,
-    by: Admitted | null,
-  ): Promise<{ before: Stored | undefined; head: SourceHead }> {
-    for (let attempt = 0; attempt < writeAttemptsMax; attempt++) {
-      const before = await this.#store.get(publication, signal);
-      mustOwn(by, "source.publish", before?.head.publisher ?? null);
-      const now = this.#now();
-      const staleBy = publication.status === "stale" ? "request" : null;
-      const head = { ...publication, staleBy, updatedAtMs: now, publishedAtMs: now } as const;
-      const replaces = before?.revision ?? null;
-      if (!(await this.#store.put({ head, body, replaces, when: "flushed" }, signal))) continue;
-      this.#file(head);
-      return { before, head };
-    }
-    throw contended(publication);
-  }
-
   /** Undefined when it was done; else why not. */
   async updateStatus(
     update: { key: SourceKey; status: SourceStatus; workerRank: number },
@@ -254,7 +231,7 @@ export class Registry {
     by: Admitted | null = null,
   ): Promise<string | undefined> {
     let reason: string | undefined = "no such worker has published";
-    await this.#tell(
+    await this.#records.tell(
       update.key,
       { type: "status", status: update.status },
       signal,
@@ -282,77 +259,30 @@ export class Registry {
 
   /** How many records of the session were taken back; those of others stay. */
   async withdraw(
-    what: { sessionId: string; workerId: string; sourceId: string | null },
+    what: { sessionId: string; workerId: string; sourceId: string | null; word?: number },
     signal: AbortSignal,
     by: Admitted | null = null,
   ): Promise<number> {
     const session = this.#sessions.get(what.sessionId);
     if (session === undefined) throw sessionEnded(what.sessionId);
     mustOwn(by, "source.update", session.owner);
-    const keys = [...session.sources.values()].filter(
-      (key) =>
-        key.workerId === what.workerId &&
-        (what.sourceId === null || key.sourceId === what.sourceId),
-    );
+    const { workerId, sourceId, word = 0 } = what;
+    const mine = [...session.sources.values()].filter((key) => key.workerId === workerId);
+    // Also of a source that is not there: its publication may still be on its way.
+    const named = sourceId === null ? mine : [{ sourceId, workerId }];
+    const meant = new Set(named.filter((key) => hearWord(session, key, word)).map(keyText));
+    const keys = mine.filter((key) => meant.has(keyText(key)));
     const told = keys.map((key) =>
-      this.#tell(key, { type: "withdrawn" }, signal, (head) => head.sessionId === session.id),
+      this.#records.tell(
+        key,
+        { type: "withdrawn" },
+        signal,
+        (head) => head.sessionId === session.id,
+      ),
     );
     const done = await Promise.all(told);
     for (const key of keys) session.sources.delete(keyText(key));
     return done.filter(Boolean).length;
-  }
-
-  /** True when the record was written. `accepts` sees the record and the lifecycle's refusal. */
-  #tell(
-    key: SourceKey,
-    word: Word,
-    signal: AbortSignal,
-    accepts: (head: SourceHead, refusal: string | undefined) => boolean,
-  ): Promise<boolean> {
-    return this.#turns.take(keyText(key), () => this.#tellInTurn(key, word, signal, accepts));
-  }
-
-  async #tellInTurn(
-    key: SourceKey,
-    word: Word,
-    signal: AbortSignal,
-    accepts: (head: SourceHead, refusal: string | undefined) => boolean,
-  ): Promise<boolean> {
-    for (let attempt = 0; attempt < writeAttemptsMax; attempt++) {
-      const before = await this.#store.get(key, signal);
-      if (before === undefined) return false;
-      const verdict = hear(before.head, word, this.#now());
-      const refusal = verdict.type === "refuse" ? verdict.reason : undefined;
-      if (!accepts(before.head, refusal) || verdict.type !== "write") return false;
-      if (await this.#write(before, verdict.head, signal)) return true;
-    }
-    throw contended(key);
-  }
-
-  async #write(before: Stored, head: SourceHead, signal: AbortSignal): Promise<boolean> {
-    // A refresh that a power cut loses costs one heartbeat; a change of status must not be lost.
-    const when = before.head.status === head.status ? "committed" : "flushed";
-    if (!(await this.#store.put({ head, replaces: before.revision, when }, signal))) return false;
-    this.#file(head);
-    this.#announce(before.head, head, false);
-    return true;
-  }
-
-  #file(head: SourceHead): void {
-    this.#recordDeadlines.add(
-      keyText(head),
-      deadlineOf(head, this.#standing.agesOf(head), this.limits),
-    );
-  }
-
-  #announce(before: SourceHead | undefined, after: SourceHead, published: boolean): void {
-    const was = before !== undefined && this.#standing.isOffered(before);
-    const is = this.#standing.isOffered(after);
-    if (is && (published || !was)) {
-      this.#watchers.tell({ type: was ? "updated" : "added", head: after });
-    } else if (was && !is) {
-      this.#watchers.tell({ type: "removed", key: keyOf(after) });
-    }
   }
 
   // Reading
@@ -425,7 +355,7 @@ export class Registry {
     if (now - this.#advancedMs > this.limits.stallMs) this.#standing.listenFrom(now);
     this.#advancedMs = now;
     const sessions = await this.#advanceSessions(signal);
-    const records = await this.#advanceRecords(signal);
+    const records = await this.#records.advance(signal);
     return { ...sessions, ...records, failure: sessions.failure ?? records.failure };
   }
 
@@ -454,79 +384,18 @@ export class Registry {
     const failure = failed?.status === "rejected" ? asRelightError(failed.reason) : null;
     return { sessionsLost: lost.length, failure };
   }
-
-  async #advanceRecords(
-    signal: AbortSignal,
-  ): Promise<{ markedStale: number; removed: number; failure: RelightError | null }> {
-    const now = this.#now();
-    const texts: string[] = [];
-    while (texts.length < duePerAdvanceMax) {
-      const text = this.#recordDeadlines.take(now);
-      if (text === undefined) break;
-      texts.push(text);
-    }
-    const done = await Promise.allSettled(texts.map((text) => this.#fall(text, signal)));
-    const settled = done.map((result) => (result.status === "fulfilled" ? result.value : "failed"));
-    const failed = done.find(({ status }) => status === "rejected");
-    return {
-      markedStale: settled.filter((kind) => kind === "write").length,
-      removed: settled.filter((kind) => kind === "remove").length,
-      failure: failed?.status === "rejected" ? asRelightError(failed.reason) : null,
-    };
-  }
-
-  async #fall(text: string, signal: AbortSignal): Promise<"gone" | "wait" | "write" | "remove"> {
-    const key = keyOfText(text);
-    try {
-      return await this.#turns.take(text, () => this.#fallInTurn(key, signal));
-    } catch (error) {
-      this.#recordDeadlines.add(text, this.#now() + this.limits.retryMs);
-      throw error;
-    }
-  }
-
-  async #fallInTurn(
-    key: SourceKey,
-    signal: AbortSignal,
-  ): Promise<"gone" | "wait" | "write" | "remove"> {
-    for (let attempt = 0; attempt < writeAttemptsMax; attempt++) {
-      const stored = await this.#store.get(key, signal);
-      if (stored === undefined) return "gone";
-      const { head } = stored;
-      const next = due(head, this.#standing.agesOf(head), this.#now(), this.limits);
-      if (next.type === "wait") {
-        this.#recordDeadlines.add(keyText(key), next.untilMs);
-        return "wait";
-      }
-      const done =
-        next.type === "remove"
-          ? await this.#store.remove(key, stored.revision, signal)
-          : await this.#write(stored, next.head, signal);
-      if (done) return next.type;
-    }
-    throw contended(key);
-  }
 }
 
-function keyOf(key: SourceKey): SourceKey {
-  return { sourceId: key.sourceId, workerId: key.workerId };
-}
-
-/** The inverse of `keyText`: a source id is 16 characters. */
-function keyOfText(text: string): SourceKey {
-  return { sourceId: text.slice(0, 16), workerId: text.slice(17) };
+function overtaken(key: SourceKey): RelightError {
+  return new RelightError(
+    "conflict",
+    `Cannot publish "${keyText(key)}": the session has said something later about it`,
+  );
 }
 
 function sessionEnded(sessionId: string): RelightError {
   return new RelightError(
     "conflict",
     `Cannot act for session "${sessionId}": it has ended, say hello again`,
-  );
-}
-
-function contended(key: SourceKey): RelightError {
-  return new RelightError(
-    "store_unavailable",
-    `Cannot write "${keyText(key)}": others changed it ${writeAttemptsMax} times meanwhile`,
   );
 }

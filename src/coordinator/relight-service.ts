@@ -110,7 +110,9 @@ export class RelightService {
     const publisher = by?.uri ?? null;
     const head = headOf({ identity, worker, workerId, status, sessionId, offer, publisher });
     const body = create(PublishMetadataRequestSchema, { identity, worker, workerId });
-    await this.#registry.publish(head, toBinary(PublishMetadataRequestSchema, body), signal, by);
+    const { word } = request;
+    const bytes = toBinary(PublishMetadataRequestSchema, body);
+    await this.#registry.publish(head, bytes, signal, { by, word });
     return create(PublishResponseSchema, { sourceId: head.sourceId });
   }
 
@@ -122,7 +124,7 @@ export class RelightService {
     const sourceId = request.sourceId === "" ? null : checkSourceId("source_id", request.sourceId);
     const workerId = checkName("worker_id", request.workerId);
     const sessionId = checkName("session_id", request.sessionId);
-    const what = { sessionId, workerId, sourceId };
+    const what = { sessionId, workerId, sourceId, word: request.word };
     const withdrawn = await this.#registry.withdraw(what, signal, by);
     return create(WithdrawResponseSchema, { withdrawn });
   }

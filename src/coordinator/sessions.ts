@@ -12,6 +12,8 @@ export interface Session {
   nodeId: string;
   agentEndpoint: string;
   readonly sources: Map<string, SourceKey>;
+  /** The number of the last word heard about each source, oldest first. */
+  readonly words: Map<string, number>;
   heardMs: number;
   readers: number;
 }
@@ -31,6 +33,7 @@ export class Sessions {
       nodeId,
       agentEndpoint,
       sources: new Map(),
+      words: new Map(),
       heardMs: at.now,
       readers: 0,
     };
@@ -48,6 +51,24 @@ export class Sessions {
     this.#sessions.delete(id);
     return session;
   }
+}
+
+/** Of sources that were taken back, so many are remembered in each session. */
+const wordsMax = 8_192;
+
+/**
+ * False for a word that is older than one heard before about the same source: it was late on its way, and
+ * must not undo the later one. The same word twice is harmless; 0 is not counted.
+ */
+export function hearWord(session: Session, key: SourceKey, word: number): boolean {
+  if (word === 0) return true;
+  const text = keyText(key);
+  if (word < (session.words.get(text) ?? 0)) return false;
+  session.words.delete(text);
+  session.words.set(text, word);
+  const [oldest] = session.words.keys();
+  if (session.words.size > wordsMax && oldest !== undefined) session.words.delete(oldest);
+  return true;
 }
 
 export function keyText(key: SourceKey): string {

@@ -27,9 +27,12 @@ export function blake3Hex(bytes: Buffer): Hex32 {
   return blake3(bytes).toString("hex") as Hex32;
 }
 
+/** Of the digest of a file that is one chunk long or empty. */
+export const wholeDigestPrefix = "blake3:";
+
 /** The digest of a file that is one chunk long or empty. */
 export function wholeDigest(bytes: Hex32): Digest {
-  return `blake3:${bytes}` as Digest;
+  return `${wholeDigestPrefix}${bytes}` as Digest;
 }
 
 /** The digest of a file of two chunks or more, from the chunks' own digests in order. */

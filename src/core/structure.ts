@@ -6,7 +6,9 @@
 import { breaksSafetensors, safetensorsHeadBytes } from "./safetensors.ts";
 import { MiB } from "./units.ts";
 
-const elfMagic = Buffer.from([0x7f, 0x45, 0x4c, 0x46]);
+/** Of an ELF object, as the little-endian number that its first four bytes are. */
+const elfMagic = 0x46_4c_45_7f;
+const elfMagicBytes = 4;
 
 /** Enough to tell how much has to be read of any file. */
 export const firstBytes = 8;
@@ -29,14 +31,14 @@ export function namedForm(path: string): NamedForm | null {
 export function formBytes(form: NamedForm, first: Buffer, size: number): number {
   if (form === "json") return size;
   if (form === "safetensors") return Math.min(size, safetensorsHeadBytes(first, size));
-  return Math.min(size, elfMagic.length);
+  return Math.min(size, elfMagicBytes);
 }
 
 /** Why a file of `size` is not what its name says; null when it is. `bytes`: `formBytes` or more of it. */
 export function breaksForm(form: NamedForm, bytes: Buffer, size: number): string | null {
   if (form === "elf") {
-    const head = bytes.subarray(0, elfMagic.length);
-    return head.equals(elfMagic) ? null : "it is not an ELF object";
+    const isElf = bytes.length >= elfMagicBytes && bytes.readUInt32LE(0) === elfMagic;
+    return isElf ? null : "it is not an ELF object";
   }
   if (form === "safetensors") return breaksSafetensors(bytes, size);
   if (size > jsonBytesMax) return "its JSON is too large";

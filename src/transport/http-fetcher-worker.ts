@@ -4,6 +4,7 @@
 
 import { createSecureContext } from "node:tls";
 import { parentPort, workerData } from "node:worker_threads";
+import { isHex32 } from "../core/digest.ts";
 import { chunkBytes, formatRanges, PieceSet } from "../core/pieces.ts";
 import { MiB } from "../core/units.ts";
 import { asRelightError, assert, RelightError } from "../errors.ts";
@@ -27,6 +28,8 @@ import { toPlainError } from "./worker.ts";
 const groupPiecesMax = 1_000;
 const groupMsMax = 50;
 const checkMs = 100;
+/** Of a digest in hex. */
+const digestLength = 64;
 /** Unused connections beyond this are closed. */
 const idleMax = 16;
 
@@ -74,10 +77,12 @@ async function fetchPieces({ id, at, order }: ToFetcher & { type: "pieces" }): P
   const have = new PieceSet(order.haveSize, order.have);
   const group = new Group(id);
   let bytes = 0;
-  const verified = ({ piece, length }: StagedPiece) => {
-    have.add(piece);
-    bytes += length;
-    group.add(piece);
+  const verified = (some: readonly StagedPiece[]) => {
+    for (const { piece, length } of some) {
+      have.add(piece);
+      bytes += length;
+    }
+    group.add(some);
   };
   const sink = new PieceSink(unpack(order), verified, finishingOf(order));
   const path = `/v1/artifacts/${at.artifactId}/pieces?ranges=${formatRanges(order.pieces)}`;
@@ -172,12 +177,13 @@ function checkDeadlines(): void {
 }
 
 function unpack({ pieces, paths, digests, numbers, root }: PackedOrder): StagedPiece[] {
+  const names = paths.split("\0");
   return pieces.map((piece, at) => {
-    const digest = digests[at];
-    assert(digest !== undefined, "an order has a digest for each piece");
+    const digest = digests.slice(at * digestLength, (at + 1) * digestLength);
+    assert(isHex32(digest), "an order has a digest for each piece");
     return {
       piece,
-      path: `${root}/${paths[at]}`,
+      path: `${root}/${names[at]}`,
       fileBytes: numbers[at * 5] ?? 0,
       mode: numbers[at * 5 + 1] ?? 0,
       offset: numbers[at * 5 + 2] ?? 0,
@@ -203,8 +209,8 @@ class Group {
     this.#id = id;
   }
 
-  add(piece: number): void {
-    this.#pieces.push(piece);
+  add(some: readonly StagedPiece[]): void {
+    for (const { piece } of some) this.#pieces.push(piece);
     const isDue = performance.now() - this.#sinceMs >= groupMsMax;
     if (isDue || this.#pieces.length >= groupPiecesMax) this.flush();
   }

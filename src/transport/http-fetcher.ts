@@ -199,7 +199,7 @@ class FetcherThread {
 function packOrder(pieces: readonly number[], into: PieceOrder["into"]): PackedOrder {
   const numbers = new Float64Array(pieces.length * 5);
   const paths: string[] = [];
-  const digests: PackedOrder["digests"][number][] = [];
+  const digests: string[] = [];
   pieces.forEach((number, at) => {
     const piece = into.pieces[number];
     const file = piece === undefined ? undefined : into.files[piece.fileIndex];
@@ -215,8 +215,8 @@ function packOrder(pieces: readonly number[], into: PieceOrder["into"]): PackedO
   const { root, have } = into;
   return {
     pieces,
-    paths,
-    digests,
+    paths: paths.join("\0"),
+    digests: digests.join(""),
     numbers,
     root,
     have: have.words.buffer,

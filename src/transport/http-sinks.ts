@@ -51,15 +51,16 @@ export class GatherSink implements BodySink {
 /** Takes pieces in the order in which they were asked for. */
 export class PieceSink implements BodySink {
   readonly #wanted: readonly StagedPiece[];
-  readonly #onVerified: (piece: StagedPiece) => void;
+  readonly #onVerified: (pieces: readonly StagedPiece[]) => void;
   readonly refused: number[] = [];
   #next = 0;
   #partBytes = frameBytes;
   readonly #intake: PieceIntake;
 
+  /** `onVerified` is told once for each run of bytes, also before a failure. */
   constructor(
     wanted: readonly StagedPiece[],
-    onVerified: (piece: StagedPiece) => void,
+    onVerified: (pieces: readonly StagedPiece[]) => void,
     finishing: Finishing | null = null,
   ) {
     this.#wanted = wanted;
@@ -82,11 +83,15 @@ export class PieceSink implements BodySink {
   }
 
   body(bytes: Buffer): number {
-    let at = 0;
-    for (;;) {
-      const used = this.#part(bytes.subarray(at));
-      if (used === 0) return at;
-      at += used;
+    const verified: StagedPiece[] = [];
+    try {
+      for (let at = 0; ; ) {
+        const end = this.#part(bytes, at, verified);
+        if (end === at) return at;
+        at = end;
+      }
+    } finally {
+      if (verified.length > 0) this.#onVerified(verified);
     }
   }
 
@@ -96,31 +101,32 @@ export class PieceSink implements BodySink {
     }
   }
 
-  /** One frame with its piece; 0 while it is incomplete. */
-  #part(bytes: Buffer): number {
+  /** Takes the frame at `at` with its piece. @returns where the next one begins; `at` while it is incomplete. */
+  #part(bytes: Buffer, at: number, verified: StagedPiece[]): number {
     this.#partBytes = frameBytes;
-    if (bytes.length < frameBytes) return 0;
-    const frame = readFrame(bytes, 0);
+    const begin = at + frameBytes;
+    if (bytes.length < begin) return at;
+    const frame = readFrame(bytes, at);
     const wanted = this.#wanted[this.#next];
     if (wanted === undefined || frame.piece !== wanted.piece) {
       return refuse(`got piece ${frame.piece}, want ${wanted?.piece ?? "none"}`);
     }
     const isFitting = frame.length === wanted.length || (frame.isRefused && frame.length === 0);
     if (!isFitting) refuse(`piece ${frame.piece} has ${frame.length} bytes, want ${wanted.length}`);
-    const partBytes = frameBytes + frame.length;
-    if (bytes.length < partBytes) {
-      this.#partBytes = partBytes;
-      if (!frame.isRefused) this.#intake.arrived(bytes.subarray(frameBytes));
-      return 0;
+    const end = begin + frame.length;
+    if (bytes.length < end) {
+      this.#partBytes = frameBytes + frame.length;
+      if (!frame.isRefused) this.#intake.arrived(bytes, begin);
+      return at;
     }
     this.#next++;
     if (frame.isRefused) {
       this.refused.push(frame.piece);
     } else {
-      this.#intake.accept(bytes.subarray(frameBytes, partBytes), wanted);
-      this.#onVerified(wanted);
+      this.#intake.accept(bytes.subarray(begin, end), wanted);
+      verified.push(wanted);
     }
-    return partBytes;
+    return end;
   }
 }
 

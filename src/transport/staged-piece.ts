@@ -46,9 +46,9 @@ export class PieceIntake {
     this.#finishing = finishing;
   }
 
-  /** `bytes` is the beginning of the next piece, longer each time. */
-  arrived(bytes: Buffer): void {
-    if (bytes.length - this.#hashed >= hashBytesMin) this.#hash(bytes);
+  /** From `begin` to its end, `bytes` is the beginning of the next piece, longer each time. */
+  arrived(bytes: Buffer, begin = 0): void {
+    if (bytes.length - begin - this.#hashed >= hashBytesMin) this.#hash(bytes.subarray(begin));
   }
 
   /** All of the piece. @throws RelightError `digest_mismatch`, before anything is written, or a `disk_` code. */
@@ -69,7 +69,9 @@ export class PieceIntake {
   }
 
   #hash(bytes: Buffer): void {
-    if (bytes.length > this.#hashed) this.#hasher.update(bytes.subarray(this.#hashed));
+    const isFirst = this.#hashed === 0;
+    if (bytes.length > this.#hashed)
+      this.#hasher.update(isFirst ? bytes : bytes.subarray(this.#hashed));
     this.#hashed = bytes.length;
   }
 

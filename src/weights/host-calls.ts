@@ -3,6 +3,7 @@
 
 import { z } from "zod";
 import { RelightError } from "../errors.ts";
+import { coordinateSchema } from "./coordinate.ts";
 
 const key = z.string().min(1).max(256);
 const ttlMs = z.number().int().min(1).max(3_600_000);
@@ -11,15 +12,21 @@ const deviceUuid = z.string().min(1).max(128);
 const token = z.string().regex(/^[0-9a-f]{32}$/);
 const count = z.number().int().min(0);
 const content = z.string().regex(/^[0-9a-f]{64}$/);
+/** Sources that the engine names itself. */
+const sources = z.array(z.string().min(1).max(1_024)).max(64);
 
 export const calls = {
   publish: z.strictObject({ layout: z.unknown(), deviceUuid }),
   load: z.strictObject({
     layout: z.unknown(),
     deviceUuid,
-    /** Sources that the engine names itself. */
-    sources: z.array(z.string().min(1).max(1_024)).max(64),
+    sources,
     content: content.nullable(),
+  }),
+  look: z.strictObject({
+    model: z.string().min(1).max(1_024),
+    coordinate: coordinateSchema,
+    sources,
   }),
   warm: z.strictObject({}),
   change: z.strictObject({ key }),

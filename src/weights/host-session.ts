@@ -8,7 +8,7 @@ import type { MemoryHandle } from "../gpu/driver.ts";
 import type { Clock } from "../platform/clock.ts";
 import { startDeadlineOn } from "../platform/deadline.ts";
 import { handleBytes } from "./carrier.ts";
-import { coordinateKey } from "./coordinate.ts";
+import { type Coordinate, coordinateKey } from "./coordinate.ts";
 import { type Arguments, read } from "./host-calls.ts";
 import { beginChange, drainMs, endChange } from "./leases.ts";
 import { contentId, parseLayout, type WeightLayout } from "./manifest.ts";
@@ -49,6 +49,18 @@ export interface WeightHostOptions {
   readonly httpEndpoint?: () => string | null;
   /** For whoever announces what is offered here and keeps the ledger. None of them may throw. */
   readonly events?: WeightEvents;
+  /**
+   * Whether anybody may have weights for an engine that has not built its model yet. At once when absent.
+   * @throws RelightError why it can load them from elsewhere at once
+   */
+  readonly lookFor?: (
+    want: {
+      readonly model: string;
+      readonly coordinate: Coordinate;
+      readonly hints: readonly string[];
+    },
+    signal: AbortSignal,
+  ) => Promise<void>;
   /** Resolves when what the engine reads next from disk is there; never rejects. At once when absent. */
   readonly whenWarm?: () => Promise<void>;
 }
@@ -87,6 +99,11 @@ export class WeightSession {
         return plain(await this.#publish(read("publish", args), handles, signal));
       case "load":
         return plain(await this.#load(read("load", args), handles, signal));
+      case "look": {
+        const { sources: hints, ...want } = read("look", args);
+        await this.#options.lookFor?.({ ...want, hints }, signal);
+        return plain({});
+      }
       case "warm":
         read("warm", args);
         await Promise.race([this.#options.whenWarm?.(), aborted(signal)]);

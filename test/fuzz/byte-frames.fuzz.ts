@@ -57,7 +57,9 @@ export const targets: readonly FuzzTarget[] = [
 /** As a connection does it: parts arrive behind what has not been used yet. */
 function receive(bytes: Buffer, partBytes: number): { verified: number[]; refused: number[] } {
   const verified: number[] = [];
-  const sink = new PieceSink(wanted, ({ piece }) => verified.push(piece));
+  const sink = new PieceSink(wanted, (pieces) =>
+    verified.push(...pieces.map(({ piece }) => piece)),
+  );
   sink.head({
     status: 200,
     contentLength: bytes.length,

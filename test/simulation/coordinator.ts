@@ -244,6 +244,7 @@ export class SimClient implements CoordinatorClient {
     const { artifact, identity } = publication;
     const request = create(PublishRequestSchema, {
       sessionId: publication.sessionId,
+      word: publication.word ?? 0,
       workerId: publication.workerId,
       identity: create(SourceIdentitySchema, identity),
       endpoints: [...publication.endpoints],
@@ -261,7 +262,7 @@ export class SimClient implements CoordinatorClient {
   }
 
   async withdraw(
-    what: { readonly sessionId: string; readonly workerId: string; readonly sourceId?: string },
+    what: Parameters<CoordinatorClient["withdraw"]>[0],
     signal: AbortSignal,
   ): Promise<{ readonly withdrawn: number }> {
     const request = create(WithdrawRequestSchema, what);

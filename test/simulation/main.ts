@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// `npm run sim -- [--seed=N] [--seeds=N] [--replicas=N] [--no-relay] [--fan-out]`: plays fleets in
+// `npm run sim -- [--seed=N|commit] [--seeds=N] [--replicas=N] [--no-relay] [--fan-out]`: plays fleets in
 // virtual time. Without a seed it takes a random one and says which. Exit code 1 when a checker objected.
 
 import { randomInt } from "node:crypto";
+import { seedOfCommit } from "./seed.ts";
 import { playFanOut, playSwarm } from "./simulate.ts";
 
 const words = process.argv.slice(2);
@@ -12,7 +13,9 @@ if (unknown !== undefined) {
   console.error(`error: no such flag: ${unknown}; known are ${known.join(", ")}`);
   process.exit(2);
 }
-const seed = numberOf("--seed", randomInt(2 ** 31));
+const seed = words.includes("--seed=commit")
+  ? seedOfCommit()
+  : numberOf("--seed", randomInt(2 ** 31));
 const seedCount = numberOf("--seeds", 1);
 const isRelaying = !words.includes("--no-relay");
 const isFanOut = words.includes("--fan-out");

@@ -30,19 +30,26 @@ export interface ReplicaOptions {
   /** Of the values that this engine "has on disk". */
   readonly salt?: string;
   readonly flags?: readonly string[];
-  readonly engineWords?: readonly string[];
+  /** Words in front of port, directory and salt; the engine that serves tensors when not given. */
+  readonly engine?: readonly string[];
   readonly environment?: Readonly<Record<string, string>>;
 }
 
 export async function startWeightsReplica(
   folder: TemporaryFolder,
   name: string,
-  { coordinator, salt = "one", flags = [], engineWords = [], environment = {} }: ReplicaOptions,
+  {
+    coordinator,
+    salt = "one",
+    flags = [],
+    engine = ["serving_engine.py"],
+    environment = {},
+  }: ReplicaOptions,
 ): Promise<WeightsReplica> {
   const port = await freePort();
   const state = folder.path(`${name}/state`);
   const gpu = folder.path("gpu");
-  const engine = path.join(python, "tests/serving_engine.py");
+  const [script = "", ...words] = engine;
   const process = relight(
     [
       "run",
@@ -59,11 +66,11 @@ export async function startWeightsReplica(
       ...flags,
       "--",
       "python3",
-      engine,
+      path.join(python, "tests", script),
+      ...words,
       String(port),
       gpu,
       salt,
-      ...engineWords,
     ],
     { PYTHONPATH: python, PYTHONDONTWRITEBYTECODE: "1", ...environment },
   );
