@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sends pieces or a span of a file as the body of one response: two pooled buffers, one being filled
 // while the other is on its way. Memory does not depend on what is sent, and a reader that does not
-// read is noticed by the buffer that does not leave.
+// read is noticed by the buffer that does not leave. On a plain socket a long run of a file goes from the
+// disk to the socket without passing through here, as far as the socket takes it; what it does not take
+// goes through a buffer, whose leaving tells when to go on.
 
 import fs from "node:fs";
 import type { ServerResponse } from "node:http";
+import { KiB, MiB } from "../core/units.ts";
+import type { SocketSender } from "../platform/socket-sender.ts";
 import type { BufferPool } from "./buffer-pool.ts";
 import { frameBytes, writeFrame } from "./http-frame.ts";
 import type { FileFacts } from "./offer-table.ts";
@@ -39,11 +43,20 @@ export function bodyBytes(segments: readonly Segment[]): number {
 /** What the open segment is read from; `bad` sends filler. */
 type Origin = { readonly handle: number } | { readonly inline: Buffer } | "bad";
 
+/** Shorter runs are cheaper to copy into a buffer with their frames than to send one by one. */
+const directBytesMin = 64 * KiB;
+/** Through Node where bytes can go directly: only to learn when the socket takes more. */
+const waitBytes = 64 * KiB;
+/** What one reader is sent before this thread looks at the others. */
+const directTurnBytesMax = 4 * MiB;
+
 export class Pump {
   readonly #response: ServerResponse;
   readonly #segments: readonly Segment[];
   readonly #source: PumpSource;
   readonly #pool: BufferPool;
+  readonly #sender: SocketSender | null;
+  readonly #fillBytes: number;
   readonly #onSent: (bytes: number) => void;
   #next = 0;
   #origin: Origin | null = null;
@@ -58,12 +71,16 @@ export class Pump {
     segments: readonly Segment[];
     source: PumpSource;
     pool: BufferPool;
+    /** Null where bytes must pass through Node: behind TLS, or without an FFI package. */
+    sender: SocketSender | null;
     onSent: (bytes: number) => void;
   }) {
     this.#response = options.response;
     this.#segments = options.segments;
     this.#source = options.source;
     this.#pool = options.pool;
+    this.#sender = options.sender;
+    this.#fillBytes = options.sender === null ? options.pool.bufferBytes : waitBytes;
     this.#onSent = options.onSent;
   }
 
@@ -83,40 +100,114 @@ export class Pump {
   }
 
   #fill(): void {
-    while (!this.#isOver && this.#inFlight < 2) {
+    // Past Node's stream only while it holds nothing of ours, or bytes would overtake each other.
+    const inFlightMax = this.#sender === null ? 2 : 1;
+    while (!this.#isOver && this.#inFlight < inFlightMax) {
       if (this.#next >= this.#segments.length) {
         this.#isOver = true;
         this.#response.end();
         return;
       }
       const buffer = this.#pool.take();
-      const bytes = this.#place(buffer);
+      const bytes = this.#place(buffer.subarray(0, this.#fillBytes), false);
       if (bytes === null) {
-        // A file shrank below a frame already sent: the promised length can not be kept.
         this.#pool.give(buffer);
-        this.stop();
-        this.#response.destroy();
+        this.#breakPromise();
         return;
       }
-      this.#send(buffer, bytes);
+      this.#send(buffer, { from: 0, to: bytes });
     }
   }
 
-  #send(buffer: Buffer, bytes: number): void {
+  #send(buffer: Buffer, { from, to }: { from: number; to: number }): void {
     if (this.#inFlight === 0) this.#oldestWriteMs = performance.now();
     this.#inFlight++;
-    this.#response.write(buffer.subarray(0, bytes), (error) => {
+    this.#response.write(buffer.subarray(from, to), (error) => {
       this.#inFlight--;
       this.#oldestWriteMs = performance.now();
       this.#pool.give(buffer);
       if (error) this.stop();
-      else this.#onSent(bytes);
-      this.#fill();
+      else this.#onSent(to - from);
+      if (this.#sender === null) this.#fill();
+      else this.#sendDirectly(this.#sender);
     });
   }
 
-  /** Fills the buffer as far as segments reach; null when a promise can not be kept. */
-  #place(buffer: Buffer): number | null {
+  /** As much as the socket takes. Ends with a buffer on its way through Node, a later turn, or the end. */
+  #sendDirectly(sender: SocketSender): void {
+    let turnBytes = 0;
+    while (!this.#isOver && this.#next < this.#segments.length) {
+      const socket = descriptorOf(this.#response);
+      if (socket === null) break;
+      if (turnBytes >= directTurnBytesMax) {
+        setImmediate(() => this.#sendDirectly(sender));
+        return;
+      }
+      const sent = this.#isDirect
+        ? this.#sendFile(sender, socket)
+        : this.#sendBuffer(sender, socket);
+      if (sent === null) return;
+      turnBytes += sent;
+      if (sent === 0) break;
+    }
+    this.#fill();
+  }
+
+  /** Whether the rest of the open segment is worth a call of its own. */
+  get #isDirect(): boolean {
+    const length = this.#segments[this.#next]?.length ?? 0;
+    return this.#handle !== null && length - this.#done >= directBytesMin;
+  }
+
+  /** A buffer of frames and short runs. @returns what went; null when the rest is on its way or all is over. */
+  #sendBuffer(sender: SocketSender, socket: number): number | null {
+    const buffer = this.#pool.take();
+    const length = this.#place(buffer, true);
+    if (length === null) {
+      this.#pool.give(buffer);
+      this.#breakPromise();
+      return null;
+    }
+    const sent = sender.send(socket, { bytes: buffer, length, hasMore: this.#isDirect });
+    if (sent >= 0) this.#onSent(sent);
+    if (sent >= 0 && sent < length) {
+      this.#send(buffer, { from: sent, to: length });
+      return null;
+    }
+    this.#pool.give(buffer);
+    return sent < 0 ? this.#breakPromise() : sent;
+  }
+
+  /** A run of the open segment. @returns what went, 0 when the socket is full; null when all is over. */
+  #sendFile(sender: SocketSender, socket: number): number | null {
+    const segment = this.#segments[this.#next];
+    const handle = this.#handle;
+    if (segment === undefined || handle === null) return 0;
+    const offset = segment.offset + this.#done;
+    const length = Math.min(segment.length - this.#done, directTurnBytesMax);
+    const sent = sender.sendFile(socket, handle, { offset, length });
+    if (sent < 0) {
+      if (sent === -2) this.#source.lost(segment.fileIndex);
+      return this.#breakPromise();
+    }
+    this.#onSent(sent);
+    this.#done += sent;
+    if (this.#done === segment.length) this.#endSegment();
+    return sent;
+  }
+
+  /** The promised length can not be kept: a file shrank below a frame already sent, or nobody reads. */
+  #breakPromise(): null {
+    this.stop();
+    this.#response.destroy();
+    return null;
+  }
+
+  /**
+   * Fills the buffer as far as segments reach; null when a promise can not be kept.
+   * @param endsAtRun ends behind the frame of a run that can be sent directly
+   */
+  #place(buffer: Buffer, endsAtRun: boolean): number | null {
     let at = 0;
     for (let segment = this.#segments[this.#next]; segment !== undefined; ) {
       if (this.#origin === null && this.#done === 0) {
@@ -124,6 +215,7 @@ export class Pump {
         at = this.#begin(buffer, at, segment);
         // Without a frame there is no way to say that the bytes are filler.
         if (segment.frame === null && this.#origin === "bad") return null;
+        if (endsAtRun && this.#isDirect) break;
       }
       const length = segment.isRefused ? 0 : segment.length;
       const room = Math.min(buffer.length - at, length - this.#done);
@@ -131,12 +223,16 @@ export class Pump {
       at += room;
       this.#done += room;
       if (this.#done < length) break;
-      this.#closeOrigin();
-      this.#done = 0;
-      this.#next++;
+      this.#endSegment();
       segment = this.#segments[this.#next];
     }
     return at;
+  }
+
+  #endSegment(): void {
+    this.#closeOrigin();
+    this.#done = 0;
+    this.#next++;
   }
 
   /** Opens the segment's file and writes its frame, a refusal when the file is not as sealed. */
@@ -195,10 +291,26 @@ export class Pump {
     return true;
   }
 
+  /** Of the open segment's file; null when there is none. */
+  get #handle(): number | null {
+    const origin = this.#origin;
+    return origin !== null && origin !== "bad" && "handle" in origin ? origin.handle : null;
+  }
+
   #closeOrigin(): void {
-    if (this.#origin !== null && typeof this.#origin === "object" && "handle" in this.#origin) {
-      fs.closeSync(this.#origin.handle);
-    }
+    if (this.#handle !== null) fs.closeSync(this.#handle);
     this.#origin = null;
   }
+}
+
+/**
+ * Of a socket that is open; null when it is not, or when Node hides it. Asked for before each use, because a
+ * number that was closed soon belongs to another connection.
+ */
+function descriptorOf({ socket }: ServerResponse): number | null {
+  if (socket === null || socket.destroyed) return null;
+  // Node has no public way to a connection's descriptor; without this one bytes are copied.
+  const { _handle } = socket as unknown as { readonly _handle?: { readonly fd?: number } | null };
+  const descriptor = _handle?.fd;
+  return descriptor !== undefined && descriptor >= 0 ? descriptor : null;
 }

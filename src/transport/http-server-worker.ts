@@ -11,6 +11,7 @@ import type { Hex32 } from "../core/digest.ts";
 import { parseRanges } from "../core/pieces.ts";
 import { asRelightError, assert, type Code, codes, RelightError } from "../errors.ts";
 import { fromNodeError } from "../platform/node-errors.ts";
+import { loadSocketSender, type SocketSender } from "../platform/socket-sender.ts";
 import { BufferPool } from "./buffer-pool.ts";
 import { bodyBytes, Pump, type Segment } from "./http-pump.ts";
 import { type ByteSpan, parseByteRange, parseRoute, type Route } from "./http-route.ts";
@@ -32,6 +33,9 @@ const counters = new ServerCounters(counterCells);
 const artifacts = new Map<Hex32, ServedArtifact>();
 const pumps = new Map<Pump, ServerResponse>();
 const pool = new BufferPool({ bufferBytes: limits.bufferBytes, keptMax: 2 * limits.readersMax });
+
+/** Not behind TLS. Until it is loaded, and without it, bytes pass through this thread. */
+let sender: SocketSender | null = null;
 
 const timing = {
   maxHeaderSize: limits.headBytesMax,
@@ -55,6 +59,7 @@ server.listen({ host, port, reusePort: true }, () => {
   const address = server.address();
   assert(address !== null && typeof address === "object", "a listening server has an address");
   tell({ type: "listening", port: address.port });
+  if (tls === null) void loadSocketSender().then((loaded) => (sender = loaded));
 });
 
 parent.on("message", (message: ToServer) => {
@@ -225,6 +230,7 @@ function sendSegments(
     segments,
     source: served,
     pool,
+    sender,
     onSent: (bytes) => counters.sent(bytes),
   });
   pumps.set(pump, response);

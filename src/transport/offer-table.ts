@@ -94,10 +94,11 @@ export class FileTable {
   }
 
   at(index: number): FileFacts {
-    const [size = 0, mtimeMs = -1, inode = -1, begins = -1] = this.#numbers.subarray(
-      index * columns,
-      (index + 1) * columns,
-    );
+    const row = index * columns;
+    const size = this.#numbers[row] ?? 0;
+    const mtimeMs = this.#numbers[row + 1] ?? -1;
+    const inode = this.#numbers[row + 2] ?? -1;
+    const begins = this.#numbers[row + 3] ?? -1;
     return {
       path: this.#paths[index] ?? "",
       size,
@@ -115,11 +116,12 @@ export class PieceTable {
   }
 
   at(piece: number): PieceFacts {
-    const [fileIndex = 0, offset = 0, length = 0] = this.#numbers.subarray(
-      piece * 3,
-      piece * 3 + 3,
-    );
-    return { fileIndex, offset, length };
+    const row = piece * 3;
+    return {
+      fileIndex: this.#numbers[row] ?? 0,
+      offset: this.#numbers[row + 1] ?? 0,
+      length: this.#numbers[row + 2] ?? 0,
+    };
   }
 }
 

@@ -82,11 +82,10 @@ export class ServedArtifact implements PumpSource {
   }
 
   pieceSegments(pieces: readonly number[]): Segment[] {
-    return pieces.map((piece) => ({
-      frame: piece,
-      ...this.#pieces.at(piece),
-      isRefused: !this.canServe(piece),
-    }));
+    return pieces.map((piece) => {
+      const { fileIndex, offset, length } = this.#pieces.at(piece);
+      return { frame: piece, fileIndex, offset, length, isRefused: !this.canServe(piece) };
+    });
   }
 
   /** @throws RelightError `not_found` for an index beyond the list, `source_gone` while it is not here. */
