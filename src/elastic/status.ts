@@ -84,7 +84,9 @@ export function hearStatus(
 ): Heard {
   if (before === undefined) return { nodeId, status, heardAtMs: nowMs, stepsPerMs: 0 };
   if (status.sequence < before.status.sequence) return before;
-  const steps = status.launchedStep - before.status.launchedStep;
+  // A rank that joins begins at the group's step: that is no speed.
+  const isFirst = before.status.launchedStep === 0;
+  const steps = isFirst ? 0 : status.launchedStep - before.status.launchedStep;
   const ms = Math.max(1, nowMs - before.heardAtMs);
   // Words that come in one burst say nothing about speed.
   const stepsPerMs =
