@@ -48,7 +48,7 @@ class Buffer:
         self._torch, self.rank, self.timeout_ms, self._blocks = torch, rank, timeout_ms, blocks
         self._directory = directory or os.environ.get(DIRECTORY_VARIABLE) or "/run/relight/ep"
         self.explicitly_destroy = explicitly_destroy
-        self.incarnation = 1 + int.from_bytes(os.urandom(2), "little") % 65_535
+        self.incarnation = 1 + int.from_bytes(os.urandom(2), "little") % 65_534  # 65535 is what an empty window holds.
         self._incarnations, self._meetings, self._active = {}, {}, 1 << rank
         self._shape = None
         self._is_open = False
