@@ -294,6 +294,7 @@ export class ReplicaCaches {
   }
 
   async #warmAll(signal: AbortSignal): Promise<void> {
+    if (this.#states.length === 0) return;
     const found = await this.#ledger.phase("discover", () => this.#discover(signal));
     using deadline = this.#phaseDeadline("fetching", this.#settings.fetchMsMax, signal);
     await Promise.all(
