@@ -175,6 +175,21 @@ class PluginTest(unittest.TestCase):
         self.assertEqual(name_of(b"1234"), name_of(b"1234"))
         self.assertNotEqual(name_of(b"1234"), name_of(b"1235"))
 
+    def test_the_gpu_is_waited_for_before_anything_is_described(self):
+        done = []
+
+        class Watched(FakeGpu):
+            def allocation_of(self, first, end):
+                done.append("described")
+                return super().allocation_of(first, end)
+
+        gpu = Watched(self.directory)
+        with stub_torch() as torch:
+            torch.cuda.synchronize = lambda: done.append("waited")
+            tensors = relight.torch.live_tensors(Model(gpu))
+            relight.torch._describe(tensors, "m", "", relight.torch.Place(), gpu)
+        self.assertEqual(done[:2], ["waited", "described"])
+
     def test_tensors_in_lists_and_mappings_are_found(self):
         with stub_torch():
             model = Model(self.gpu)

@@ -2,6 +2,7 @@
 // A test engine that obeys commands. Run directly it is a process of its own, which a test may kill: it
 // takes one JSON command a line and answers each with one line. First argument: EngineArguments as JSON.
 
+import { closeSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { asRelightError } from "../../src/errors.ts";
 import type { GpuDriver, MemoryHandle } from "../../src/gpu/driver.ts";
@@ -46,6 +47,7 @@ export class ObedientEngine implements AsyncDisposable {
   readonly #driver: GpuDriver;
   readonly #engine: TestEngine;
   readonly #client: HandleClient;
+  #isClosed = false;
 
   private constructor(driver: GpuDriver, engine: TestEngine, client: HandleClient) {
     this.#driver = driver;
@@ -71,7 +73,14 @@ export class ObedientEngine implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
     this.#client[Symbol.dispose]();
+    // What was exported is the exporter's to close.
+    for (const handle of this.#engine.handles) {
+      if (handle.kind !== "descriptor") continue;
+      for (const { descriptor } of handle.pieces) closeSync(descriptor);
+    }
     await this.#driver[Symbol.asyncDispose]();
   }
 

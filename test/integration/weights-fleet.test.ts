@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Several replicas under `relight run --weights` on the fake GPU: whom the coordinator sends where, what is
+// refused by name, and what a killed source costs.
+
+import assert from "node:assert/strict";
+import { describe, test } from "node:test";
+import { relightJson, startTestCoordinator } from "../support/relight.ts";
+import { temporaryFolder } from "../support/temporary-folder.ts";
+import {
+  askEngine,
+  bootOf,
+  engineWeights,
+  startWeightsReplica,
+} from "../support/weights-replica.ts";
+
+describe("live weights in a fleet", { timeout: 120_000 }, () => {
+  test("two take the newest values of one that admits one reader; another layout is refused by name; a killed source costs nobody", async () => {
+    using folder = temporaryFolder();
+    await using coordinator = await startTestCoordinator(folder.path("store"));
+    const at = { coordinator: coordinator.address };
+    const flags = ["--weights-readers-max=1"];
+    await using source = await startWeightsReplica(folder, "a", { ...at, flags, salt: "one" });
+    await source.printed(/offering weights: .* generation 1/);
+    await source.printed(/healthy/);
+    await askEngine(source, "update?two");
+    await source.printed(/offering weights: .* generation 2/);
+
+    const start = (name: string, engine = ["serving_engine.py"]) =>
+      startWeightsReplica(folder, name, { ...at, engine, salt: name });
+    await using narrow = await start("narrow", ["serving_engine.py", "8"]);
+    await using first = await start("first");
+    await using second = await start("second");
+    await Promise.all([narrow, first, second].map((replica) => replica.printed(/healthy/)));
+    for (const replica of [first, second]) {
+      assert.deepEqual((await engineWeights(replica, "two")).holds, [true, true]);
+    }
+    const refused = await engineWeights(narrow);
+    assert.equal(refused.code, "layout_mismatch");
+    assert.match(refused.message, /of the nearest, its tensor layout is "[0-9a-f]{12}"/);
+    const [record] = (await bootOf(narrow)).weights;
+    assert.equal(record?.code, "layout_mismatch");
+    assert.notEqual(record?.offered, null, "it offers its own layout all the same");
+
+    source.child.kill("SIGKILL");
+    await source.exited;
+    await using last = await start("last");
+    await last.printed(/healthy/);
+    assert.deepEqual((await engineWeights(last, "two")).holds, [true, true]);
+    const listed = await relightJson<{ sources: { model: string }[] }>([
+      "source",
+      "list",
+      `--coordinator-address=${coordinator.address}`,
+    ]);
+    assert.ok(listed.value.sources.some(({ model }) => model === "m"));
+  });
+
+  test("without a coordinator nothing is known of sources, and the start says that", async () => {
+    using folder = temporaryFolder();
+    await using replica = await startWeightsReplica(folder, "a", { coordinator: "127.0.0.1:9" });
+    await replica.printed(/healthy/);
+    const weights = await engineWeights(replica);
+    assert.equal(weights.code, "coordinator_unreachable");
+    assert.deepEqual(weights.holds, [true, true]);
+  });
+});
