@@ -16,6 +16,24 @@ const isFake = process.env["RELIGHT_BENCH_FAKE"] === "1";
 const blasFile = process.env["RELIGHT_BENCH_CUBLAS"] ?? null;
 const soakMs = 1_000 * Number(process.env["RELIGHT_BENCH_SOAK_S"] ?? "120");
 const slotCount = 4;
+/**
+ * The elastic test plans that NIXL's expert-parallel example publishes: each phase lists its ranks, and a
+ * negative one is killed in it, here by SIGKILL.
+ */
+const plans: Readonly<Record<string, readonly (readonly number[])[]>> = {
+  expansion_contraction: [
+    [0, 1, 2, 3],
+    [0, 1, 2, 3, 4, 5, 6, 7],
+    [0, 1, 2, 3, 4, -6, 7],
+    [0, 1, 2, 3, 4, 5, 6, 7],
+  ],
+  expansion_fault_contraction: [
+    [0, 1],
+    [0, 1, 2, 3],
+    [0, 1, -2, 3],
+    [0, 3],
+  ],
+};
 const gpuShape = { hidden: 2_048, inner: 1_024, experts: 32, topk: 4, tokens: 64 };
 const fakeShape = { hidden: 32, inner: 16, experts: 8, topk: 2, tokens: 4 };
 const cycles = isFake ? 10 : 100;
@@ -31,6 +49,7 @@ const legs: readonly Leg[] = [
   { name: "join", secondsMax: 60, run: measureJoin },
   { name: "kill", secondsMax: 90, run: measureKill },
   { name: "cycles", secondsMax: 90, run: measureCycles },
+  { name: "plans", secondsMax: 60, run: replayPlans },
   { name: "soak", secondsMax: soakMs / 1_000 + 60, run: soak },
 ];
 
@@ -50,10 +69,10 @@ export async function run(emit: Emit): Promise<void> {
   }
 }
 
-async function open(
-  more: Partial<RanksOptions> & { readonly redundant?: number } = {},
-): Promise<Ranks> {
-  const { redundant = 0, ...rest } = more;
+type Opening = Partial<RanksOptions> & { readonly redundant?: number; readonly slots?: number };
+
+async function open(more: Opening = {}): Promise<Ranks> {
+  const { redundant = 0, slots = slotCount, ...rest } = more;
   const deviceCount = isFake ? 1 : await countGpus();
   const sizes = isFake ? fakeShape : gpuShape;
   return new Ranks({
@@ -64,8 +83,14 @@ async function open(
       blasFile,
       stepsPerRun: 1,
     },
-    ...{ comesBack: false, blocks: deviceCount >= slotCount ? 132 : 32 },
-    shape: { ...sizes, group: "bench", slotCount, redundant, localExpertsMax: sizes.experts },
+    ...{ comesBack: false, blocks: deviceCount >= slots ? 132 : 32 },
+    shape: {
+      ...sizes,
+      group: "bench",
+      slotCount: slots,
+      redundant,
+      localExpertsMax: sizes.experts,
+    },
     ...rest,
   });
 }
@@ -246,6 +271,48 @@ async function measureCycles(emit: Emit, signal: AbortSignal): Promise<void> {
   emitRows(emit, "ep.cycles", ranks);
 }
 
+/** Both plans, each under traffic; after each phase exactly its ranks are members and step on. */
+async function replayPlans(emit: Emit, signal: AbortSignal): Promise<void> {
+  for (const [name, phases] of Object.entries(plans)) {
+    await using ranks = await open({ slots: Math.max(...phases.flat()) + 1 });
+    let before: readonly number[] = [];
+    for (const phase of phases) {
+      before = await enterPhase(ranks, { before, phase, signal });
+      const slots = members(ranks).map(({ slot }) => slot);
+      if (slots.sort().join() !== before.join()) {
+        throw new Error(`${name}: the members are ${slots}, the plan says ${before}`);
+      }
+    }
+    emit({ name: `ep.plan.${name}.phases`, value: phases.length, unit: "phases" });
+    emitRows(emit, `ep.plan.${name}`, ranks);
+  }
+}
+
+async function enterPhase(
+  ranks: Ranks,
+  {
+    before,
+    phase,
+    signal,
+  }: {
+    readonly before: readonly number[];
+    readonly phase: readonly number[];
+    readonly signal: AbortSignal;
+  },
+): Promise<readonly number[]> {
+  const killed = phase.filter((rank) => rank < 0).map((rank) => -rank);
+  const stay = phase.filter((rank) => rank >= 0);
+  const remove = before.filter((rank) => !stay.includes(rank) && !killed.includes(rank));
+  const dying = members(ranks).filter(({ slot }) => slot !== null && killed.includes(slot));
+  for (const rank of dying) rank.signal("SIGKILL");
+  await ranks.until(() => dying.every(({ isAlive }) => !isAlive), "the deaths", signal);
+  await idle(ranks, signal);
+  if (remove.length > 0) await ranks.operate({ kind: "remove", remove }, signal);
+  if (stay.length > members(ranks).length) await begin(ranks, stay.length, signal);
+  for (let turn = 0; turn < 3; turn += 1) await goodSteps(ranks, members(ranks), signal);
+  return stay;
+}
+
 /** Random joins, leaves, kills and stops, with every row of every good step checked. */
 async function soak(emit: Emit, signal: AbortSignal): Promise<void> {
   await using ranks = await open({ timeoutMs: isFake ? 1_500 : 400 });
@@ -262,6 +329,10 @@ async function soak(emit: Emit, signal: AbortSignal): Promise<void> {
   for (const [name, value] of Object.entries(done)) {
     emit({ name: `ep.soak.${name}s`, value, unit: "times" });
   }
+  const evicted = ranks.all.flatMap(({ events }) =>
+    events.filter(({ event }) => event.type === "ended" && !event.isLeave),
+  );
+  emit({ name: "ep.soak.evicted_and_back", value: evicted.length, unit: "times" });
   emit({ name: "ep.soak.seconds", value: soakMs / 1_000, unit: "s" });
   emit({ name: "ep.soak.epochs", value: ranks.group.keeper.group?.epoch ?? 0, unit: "epochs" });
   emitRows(emit, "ep.soak", ranks);
@@ -347,6 +418,7 @@ function emitRows(emit: Emit, name: string, ranks: Ranks): void {
   const all = summarise(ranks.all, { fromMs: 0, toMs: Number.POSITIVE_INFINITY });
   emit({ name: `${name}.rows_checked`, value: all.rows, unit: "rows" });
   emit({ name: `${name}.rows_wrong`, value: all.wrong, unit: "rows" });
+  emit({ name: `${name}.iterations_to_do_again`, value: all.faulty, unit: "steps" });
   const worst = Math.max(...ranks.all.flatMap(({ steps }) => steps.map((step) => step.worst)));
   emit({ name: `${name}.worst_row_error`, value: worst, unit: "relative L2" });
 }

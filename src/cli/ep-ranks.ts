@@ -42,6 +42,7 @@ export interface TimedEvent {
 export class RankProcess {
   readonly number: number;
   readonly memberId: string;
+  readonly ordinal: number;
   readonly startedAtMs = nowMs();
   readonly phases: { readonly name: string; readonly atMs: number }[] = [];
   readonly events: TimedEvent[] = [];
@@ -59,6 +60,7 @@ export class RankProcess {
     this.#child = child;
     this.number = spec.number;
     this.memberId = spec.memberId;
+    this.ordinal = spec.ordinal;
     const { promise, resolve } = Promise.withResolvers<void>();
     this.exited = promise;
     // A message that it did not live to read; its exit says the rest.
@@ -180,7 +182,7 @@ export class Ranks implements AsyncDisposable {
     const rank = new RankProcess(child, {
       ...rest,
       ...{ backend, shape, number, directory: this.#directory },
-      ordinal: number % deviceCount,
+      ordinal: this.#emptiestGpu(deviceCount),
       memberId: randomBytes(8).toString("hex"),
     });
     child.on("message", (message: FromRank) => this.#hear(rank, message));
@@ -192,6 +194,12 @@ export class Ranks implements AsyncDisposable {
     void rank.exited.then(() => rank.session?.close());
     this.all.push(rank);
     return rank;
+  }
+
+  #emptiestGpu(deviceCount: number): number {
+    const used = (ordinal: number) => this.alive.filter((rank) => rank.ordinal === ordinal).length;
+    const ordinals = Array.from({ length: deviceCount }, (_, ordinal) => ordinal);
+    return ordinals.reduce((best, other) => (used(other) < used(best) ? other : best), 0);
   }
 
   #hear(rank: RankProcess, message: FromRank): void {

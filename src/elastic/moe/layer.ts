@@ -197,13 +197,22 @@ export class MoeLayer {
     return [{ do: "upload", to: this.#at.missing, bytes }, run];
   }
 
-  /** Captures the steps, once for as long as the layer lives. The exchange has members by then or not. */
+  /**
+   * Captures the steps, once for as long as the layer lives, and replays each: the first launch of a graph
+   * takes milliseconds, for which peers would wait. Without members the exchange has nobody to wait for.
+   */
   async capture(): Promise<void> {
     const graphs: GraphHandle[] = [];
     for (let batch = 0; batch < this.#options.batchCount; batch += 1) {
       graphs.push(await this.#driver.capture(this.#options.stream, this.#commands(batch)));
     }
     this.#graphs = graphs;
+    await this.#driver.submit(
+      this.#options.stream,
+      graphs.map((graph) => ({ do: "graph" as const, graph })),
+    );
+    await this.#driver.finish(this.#options.stream, this.#options.wait);
+    await this.forget();
   }
 
   async verdict(): Promise<MoeVerdict> {
