@@ -191,8 +191,11 @@ function parse(bytes: Buffer): Manifest {
   return { family, files: files as readonly ManifestFile[] };
 }
 
-/** Why a foreign value has not the shape of a `ManifestFile`, nothing more and nothing less. */
-function fileProblem(value: unknown): string | null {
+/**
+ * Why a foreign value has not the shape of a `ManifestFile`, nothing more and nothing less; null when it
+ * has. Its keys are in the order of the canonical form.
+ */
+export function fileProblem(value: unknown): string | null {
   if (typeof value !== "object" || value === null) return "want an object";
   const keys = Object.keys(value);
   const wanted = keys.length === timedFileKeys.length ? timedFileKeys : fileKeys;

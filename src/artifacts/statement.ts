@@ -5,7 +5,7 @@
 
 import { z } from "zod";
 import { canonicalJson, type Json } from "../core/canonical-json.ts";
-import { type Digest, type Hex32, isHex32 } from "../core/digest.ts";
+import { type Hex32, isHex32 } from "../core/digest.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import {
   decide,
@@ -22,6 +22,7 @@ import type { Policy } from "../trust/policy.ts";
 import { timeMs, timeShape, timeText } from "../trust/time.ts";
 import {
   encodeManifest,
+  fileProblem,
   type Manifest,
   type ManifestFile,
   manifestLimits,
@@ -60,21 +61,11 @@ export interface Statement {
 }
 
 const hex = z.string().refine(isHex32, "want 64 hex characters");
-const subjectShape = z.strictObject({
-  name: z.string().min(1).max(4_096),
-  digest: z.union([z.strictObject({ blake3: hex }), z.strictObject({ "blake3-chunked": hex })]),
-  annotations: z.strictObject({
-    chunks: z.array(hex),
-    form: z.enum(["plain", "rooted"]),
-    mode: z.union([z.literal(0o644), z.literal(0o755)]),
-    modifiedMs: z.int().min(0).exactOptional(),
-    size: z.int().min(0).max(manifestLimits.fileBytesMax),
-  }),
-});
 const statementShape = z.strictObject({
   _type: z.literal(statementType),
   predicateType: z.literal(predicateType),
-  subject: z.array(subjectShape).min(1).max(manifestLimits.filesMax),
+  // Looked at one by one in `fileOf`: a schema takes ten times as long for 20,000.
+  subject: z.custom<readonly unknown[]>(Array.isArray, "want a list"),
   predicate: z.strictObject({
     artifactId: hex,
     family: z.string().regex(/^[a-z0-9][a-z0-9._-]{0,63}$/),
@@ -88,7 +79,6 @@ const statementShape = z.strictObject({
     epoch: z.int().min(0),
   }),
 });
-type Subject = z.infer<typeof subjectShape>;
 
 /** The bytes that are signed. @throws RelightError `manifest_invalid` when no verifier would accept them. */
 export function encodeStatement({ manifest, authorship }: Statement): Buffer {
@@ -106,10 +96,10 @@ export function encodeStatement({ manifest, authorship }: Statement): Buffer {
     invalid(`${issue?.path.join(".") ?? ""}: ${issue?.message ?? "wrong shape"}`);
   }
   const head = canonicalJson({ _type: statementType, predicate: predicate as Json, predicateType });
-  // The subjects' keys are written in order below, so that the engine's own writer gives canonical
-  // bytes: 20,000 files in 25 ms instead of 110 ms (a test holds both against each other).
-  const subject = JSON.stringify(files.map(subjectOf));
-  return Buffer.from(`${head.slice(0, -1)},"subject":${subject}}`, "utf8");
+  // Subjects are spelled here and not by `canonicalJson`: 20,000 files in 10 ms instead of 110 ms (a test
+  // holds both against each other).
+  const subject = files.map(subjectText).join(",");
+  return Buffer.from(`${head.slice(0, -1)},"subject":[${subject}]}`, "utf8");
 }
 
 /**
@@ -126,6 +116,9 @@ export function decodeStatement(bytes: Buffer): Statement {
   const { subject, predicate } = result.data;
   const { artifactId, family, createdAt, expiresAt, ...rest } = predicate;
   if (timeMs(expiresAt) <= timeMs(createdAt)) invalid("it expires before it was created");
+  const { filesMax } = manifestLimits;
+  if (subject.length === 0 || subject.length > filesMax)
+    invalid(`${subject.length} files, want 1 to ${filesMax}`);
   const manifest = sealForeign({ family, files: subject.map(fileOf) });
   if (manifest.artifactId !== artifactId)
     invalid(`its files make artifact ${manifest.artifactId}, it says ${artifactId}`);
@@ -209,20 +202,54 @@ function refuse(
   });
 }
 
-function subjectOf({ path, digest, chunks, form, mode, modifiedMs, size }: ManifestFile) {
+function subjectText({ path, digest, chunks, form, mode, modifiedMs, size }: ManifestFile): string {
   const [algorithm = "", hexDigest = ""] = digest.split(":");
-  return {
-    annotations: { chunks, form, mode, modifiedMs, size },
-    digest: { [algorithm]: hexDigest },
-    name: path,
-  };
+  const list = chunks.length === 0 ? "" : `"${chunks.join('","')}"`;
+  const time = modifiedMs === undefined ? "" : `"modifiedMs":${modifiedMs},`;
+  const annotations = `{"chunks":[${list}],"form":"${form}","mode":${mode},${time}"size":${size}}`;
+  const name = JSON.stringify(path);
+  return `{"annotations":${annotations},"digest":{"${algorithm}":"${hexDigest}"},"name":${name}}`;
 }
 
-function fileOf({ name, digest, annotations }: Subject): ManifestFile {
-  const whole = "blake3" in digest ? `blake3:${digest.blake3}` : null;
-  const stated = whole ?? `blake3-chunked:${Object.values(digest).join()}`;
-  // Of the form that `isDigest` asks for, by the shape; `decodeManifest` looks again.
-  return { path: name, digest: stated as Digest, ...annotations };
+/** @throws RelightError `manifest_invalid` for a value of another shape. */
+function fileOf(value: unknown, at: number): ManifestFile {
+  const subject = fieldsOf(value, [subjectKeys], at);
+  const annotations = fieldsOf(subject["annotations"], annotationKeys, at);
+  const digest = fieldsOf(subject["digest"], digestKeys, at);
+  const [[algorithm, hexDigest] = []] = Object.entries(digest);
+  const { chunks, form, mode, modifiedMs, size } = annotations;
+  const stated = `${algorithm}:${String(hexDigest)}`;
+  const path = subject["name"];
+  const file =
+    modifiedMs === undefined
+      ? { chunks, digest: stated, form, mode, path, size }
+      : { chunks, digest: stated, form, mode, modifiedMs, path, size };
+  const problem = fileProblem(file);
+  if (problem !== null) invalid(`subject.${at}: ${problem}`);
+  return file as ManifestFile;
+}
+
+const subjectKeys = ["annotations", "digest", "name"];
+const annotationKeys = [
+  ["chunks", "form", "mode", "size"],
+  ["chunks", "form", "mode", "modifiedMs", "size"],
+];
+const digestKeys = [["blake3"], ["blake3-chunked"]];
+
+/** The fields of an object that has exactly the keys of one of `forms`, in canonical order. */
+function fieldsOf(
+  value: unknown,
+  forms: readonly (readonly string[])[],
+  at: number,
+): Readonly<Record<string, unknown>> {
+  if (typeof value !== "object" || value === null) return invalid(`subject.${at}: want an object`);
+  const keys = Object.keys(value);
+  const isForm = forms.some(
+    (form) => form.length === keys.length && form.every((key, index) => key === keys[index]),
+  );
+  if (!isForm)
+    invalid(`subject.${at}: want the keys ${forms.map((form) => form.join()).join(" or ")}`);
+  return value as Readonly<Record<string, unknown>>;
 }
 
 function parseJson(bytes: Buffer): unknown {
