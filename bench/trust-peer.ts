@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One end of a transfer whose signatures are measured, as its own process: signs, seals and serves a
-// folder, or asks for it as an agent does, with trust or without. Orders and answers are JSON lines.
+// One end of a transfer whose signatures or whose TLS are measured, as its own process: signs, seals and
+// serves a folder in plaintext and behind TLS, or asks for it as an agent does, with trust or without.
+// Orders and answers are JSON lines.
 
 import readline from "node:readline";
 import { openTrust } from "../src/agent/open-trust.ts";
@@ -18,9 +19,13 @@ import { silentLog } from "../src/observe/log.ts";
 import { systemClock } from "../src/platform/clock.ts";
 import { startHttpFetcher } from "../src/transport/http-fetcher.ts";
 import { startHttpServer } from "../src/transport/http-server.ts";
+import { loadOrCreateAuthority } from "../src/trust/fleet-authority.ts";
+import { selfIssued } from "../src/trust/tls-source.ts";
 
 export interface Served {
-  readonly endpoint: string;
+  readonly plain: string;
+  /** With the id to expect there. */
+  readonly secure: string;
   readonly artifactId: Hex32;
   readonly signMs: number;
   readonly statementBytes: number;
@@ -43,17 +48,18 @@ export interface Timed {
 const subject: Subject = { family: "bench", identity: {}, model: "" };
 const [, , role = "", folder = "", root = ""] = process.argv;
 const signal = AbortSignal.timeout(600_000);
+const uri = `spiffe://bench/author/${role}`;
+const authority = loadOrCreateAuthority(folder, { trustDomain: "bench", now: Date.now() });
+const tls = selfIssued(authority, { uri, lifetimeMs: 3_600_000, now: Date.now }).material;
 const closed = await openTrust(
   { mode: "closed", folder, policyFile: `${folder}/none.json`, environment: "default" },
   { nodeId: role, clock: systemClock, log: silentLog, signal },
 );
 
 async function serve(): Promise<void> {
-  await using server = await startHttpServer({
-    host: "127.0.0.1",
-    port: 0,
-    events: { fileChanged: () => {} },
-  });
+  const at = { host: "127.0.0.1", port: 0, events: { fileChanged: () => {} } };
+  await using plain = await startHttpServer(at);
+  await using secure = await startHttpServer({ ...at, tls });
   const family = customFamily("bench", root);
   const sealed = seal({ root, family, excluded: [], settledBeforeMs: Date.now() + 1_000 });
   assert(sealed !== null, "the measured tree has files");
@@ -70,17 +76,25 @@ async function serve(): Promise<void> {
     stamp: { mtimeNs, inode },
   }));
   const { artifactId, bytes } = manifest;
-  await server.offer({ artifactId, manifest: bytes, statement, files, pieces, have });
-  const { endpoint } = server;
-  answer({ endpoint, artifactId, signMs, statementBytes: statement.length } satisfies Served);
+  for (const server of [plain, secure])
+    await server.offer({ artifactId, manifest: bytes, statement, files, pieces, have });
+  answer({
+    plain: plain.endpoint,
+    secure: `${secure.endpoint}#${uri}`,
+    artifactId,
+    signMs,
+    statementBytes: statement.length,
+  } satisfies Served);
   for await (const _line of readline.createInterface({ input: process.stdin })) return;
 }
 
 async function take(): Promise<void> {
-  await using fetcher = startHttpFetcher();
+  await using plain = startHttpFetcher();
+  await using secure = startHttpFetcher({ tls });
   for await (const line of readline.createInterface({ input: process.stdin })) {
     const order = JSON.parse(line) as Order;
     const { endpoint, artifactId } = order;
+    const fetcher = endpoint.startsWith("https:") ? secure : plain;
     const began = performance.now();
     const trust = order.isSigned ? closed : insecureTrust;
     const at = { endpoint, artifactId };

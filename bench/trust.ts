@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What signatures cost: a tree like a JIT cache's, taken by one process from another, signed and unsigned
-// in turn, each into a fresh folder of a memory file system; and how many signatures a core verifies.
+// What signatures and TLS cost: a tree like a JIT cache's, signed and unsigned, and four large files, behind
+// mutual TLS and in plaintext, taken by one process from another in turn, each into a fresh folder of a
+// memory file system; and how many signatures a core verifies.
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -9,7 +10,7 @@ import path from "node:path";
 import readline from "node:readline";
 import { MiB } from "../src/core/units.ts";
 import { generateKey, isSignatureOf, signerFrom } from "../src/trust/keys.ts";
-import { makeTree } from "./artifacts-trees.ts";
+import { makeBig, makeTree } from "./artifacts-trees.ts";
 import type { Emit } from "./main.ts";
 import type { Order, Served, Timed } from "./trust-peer.ts";
 
@@ -17,11 +18,39 @@ const rounds = 7;
 const verifyMs = 1_000;
 const signedBytes = 1_024;
 
+/** How one thing is taken; `first` is held against `second`. */
+interface Pair {
+  readonly name: string;
+  readonly first: string;
+  readonly second: string;
+  readonly order: (kind: string, served: Served) => Pick<Order, "endpoint" | "isSigned">;
+}
+
+const signedOrNot: Pair = {
+  name: "tree",
+  first: "signed",
+  second: "unsigned",
+  order: (kind, { plain }) => ({ endpoint: plain, isSigned: kind === "signed" }),
+};
+const secureOrNot: Pair = {
+  name: "big",
+  first: "mtls",
+  second: "plain",
+  order: (kind, { plain, secure }) => ({
+    endpoint: kind === "mtls" ? secure : plain,
+    isSigned: true,
+  }),
+};
+
 export async function run(emit: Emit): Promise<void> {
   measureSignatures(emit);
   const base = fs.mkdtempSync("/dev/shm/relight-bench-");
   try {
-    await compareTree(emit, base);
+    const tree = makeTree(path.join(base, "tree"));
+    await comparePair(emit, { base, root: tree.root, pair: signedOrNot });
+    fs.rmSync(tree.root, { recursive: true });
+    const big = makeBig(path.join(base, "big"));
+    await comparePair(emit, { base, root: big.root, pair: secureOrNot });
   } finally {
     fs.rmSync(base, { recursive: true, force: true });
   }
@@ -45,48 +74,42 @@ function measureSignatures(emit: Emit): void {
   }
 }
 
-async function compareTree(emit: Emit, base: string): Promise<void> {
-  const tree = makeTree(path.join(base, "tree"));
+async function comparePair(
+  emit: Emit,
+  { base, root, pair }: { readonly base: string; readonly root: string; readonly pair: Pair },
+): Promise<void> {
+  const { name, first, second } = pair;
   const trust = path.join(base, "trust");
-  await using source = startPeer("serve", trust, tree.root);
+  await using source = startPeer("serve", trust, root);
   const served = (await source.next()) as Served;
   await using target = startPeer("take", trust);
-  const times = { signed: [] as Timed[], unsigned: [] as Timed[] };
+  const times = new Map<string, Timed[]>([first, second].map((kind) => [kind, []]));
   // One of each first, which is thrown away: threads start and code is compiled.
   for (let round = -1; round < rounds; round++) {
-    for (const kind of round % 2 === 0
-      ? (["signed", "unsigned"] as const)
-      : (["unsigned", "signed"] as const)) {
-      const root = path.join(base, "out");
-      const { endpoint, artifactId } = served;
-      const isSigned = kind === "signed";
-      const order: Order = { endpoint, artifactId, root, isSigned };
+    for (const kind of round % 2 === 0 ? [first, second] : [second, first]) {
+      const out = path.join(base, "out");
+      const { artifactId } = served;
+      const order: Order = { artifactId, root: out, ...pair.order(kind, served) };
       target.say(JSON.stringify(order));
       const timed = (await target.next()) as Timed;
-      if (round >= 0) times[kind].push(timed);
-      fs.rmSync(root, { recursive: true });
+      if (round >= 0) times.get(kind)?.push(timed);
+      fs.rmSync(out, { recursive: true });
     }
   }
-  const [value, baseline] = [times.signed, times.unsigned].map(
+  const [value = 0, baseline = 0] = [...times.values()].map(
     (each) => median(each.map(({ ms }) => ms)) / 1_000,
   );
-  if (value === undefined || baseline === undefined) throw new Error("Nothing was measured");
-  emit({
-    name: "trust.tree.signed_vs_unsigned",
-    value,
-    unit: "s",
-    baseline,
-    ratio: baseline / value,
-  });
-  for (const kind of ["signed", "unsigned"] as const) {
-    const all = times[kind].map(({ ms }) => ms / 1_000);
-    emit({ name: `trust.tree.${kind}.fastest`, value: Math.min(...all), unit: "s" });
-    emit({ name: `trust.tree.${kind}.slowest`, value: Math.max(...all), unit: "s" });
-    const granted = median(times[kind].map(({ grantMs }) => grantMs)) / 1_000;
-    emit({ name: `trust.tree.${kind}.until_granted`, value: granted, unit: "s" });
+  const line = `trust.${name}.${first}_vs_${second}`;
+  emit({ name: line, value, unit: "s", baseline, ratio: baseline / value });
+  for (const [kind, all] of times) {
+    const seconds = all.map(({ ms }) => ms / 1_000);
+    emit({ name: `trust.${name}.${kind}.fastest`, value: Math.min(...seconds), unit: "s" });
+    emit({ name: `trust.${name}.${kind}.slowest`, value: Math.max(...seconds), unit: "s" });
+    const granted = median(all.map(({ grantMs }) => grantMs)) / 1_000;
+    emit({ name: `trust.${name}.${kind}.until_granted`, value: granted, unit: "s" });
   }
-  emit({ name: "trust.tree.sign", value: served.signMs / 1_000, unit: "s" });
-  emit({ name: "trust.tree.statement", value: served.statementBytes / MiB, unit: "MiB" });
+  emit({ name: `trust.${name}.sign`, value: served.signMs / 1_000, unit: "s" });
+  emit({ name: `trust.${name}.statement`, value: served.statementBytes / MiB, unit: "MiB" });
 }
 
 interface Peer extends AsyncDisposable {
