@@ -155,6 +155,9 @@ function brokenStore(): Store {
       await fail();
     },
     putBoot: fail,
+    document: fail,
+    putDocument: fail,
+    documentNames: fail,
     boots: fail,
     probe: fail,
     [Symbol.asyncDispose]: async () => {},

@@ -28,11 +28,13 @@ import {
   bootLimitsDefault,
   type Page,
   type Put,
+  type PutDocument,
   type Shelf,
   type SourceHead,
   type SourceKey,
   type Store,
   type Stored,
+  type StoredDocument,
   type StoredWithBody,
   shelfOf,
 } from "./store.ts";
@@ -102,6 +104,7 @@ class LmdbStore implements Store {
   readonly #shelves: Database<unknown, ShelfKey>;
   readonly #boots: Database<unknown, number>;
   readonly #bootRows: Database<unknown, string>;
+  readonly #documents: Database<Buffer, string>;
   readonly #meta: Database<unknown, string>;
   readonly #lock: NodeLock;
   readonly #limits: BootLimits;
@@ -122,6 +125,7 @@ class LmdbStore implements Store {
     this.#shelves = root.openDB({ name: "shelves", encoding: "msgpack" });
     this.#boots = root.openDB({ name: "boots", encoding: "msgpack" });
     this.#bootRows = root.openDB({ name: "boot_rows", encoding: "msgpack" });
+    this.#documents = root.openDB({ name: "documents", encoding: "binary", useVersions: true });
     this.#meta = root.openDB({ name: "meta", encoding: "msgpack" });
   }
 
@@ -261,6 +265,31 @@ class LmdbStore implements Store {
     return this.#look(signal, () =>
       Array.from(this.#boots.getRange({ reverse: true, limit }), ({ value }) => decodeBoot(value)),
     );
+  }
+
+  async document(name: string, signal: AbortSignal): Promise<StoredDocument | undefined> {
+    return this.#look(signal, () => {
+      const entry = this.#documents.getEntry(name);
+      if (entry === undefined) return undefined;
+      return { bytes: new Uint8Array(entry.value), revision: entry.version ?? 0 };
+    });
+  }
+
+  async putDocument(put: PutDocument, signal: AbortSignal): Promise<number | null> {
+    this.#check(signal);
+    const { name, bytes, replaces } = put;
+    const revision = ++this.#revision;
+    const value = Buffer.from(bytes);
+    const write = (): void => part(this.#documents.put(name, value, revision));
+    const written =
+      replaces === null
+        ? this.#documents.ifNoExists(name, write)
+        : this.#documents.ifVersion(name, replaces, write);
+    return (await this.#settle(written, { when: "committed", signal })) ? revision : null;
+  }
+
+  async documentNames(signal: AbortSignal): Promise<readonly string[]> {
+    return this.#look(signal, () => Array.from(this.#documents.getKeys()));
   }
 
   async probe(signal: AbortSignal): Promise<void> {

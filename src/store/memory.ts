@@ -9,11 +9,13 @@ import {
   bootLimitsDefault,
   type Page,
   type Put,
+  type PutDocument,
   type Shelf,
   type SourceHead,
   type SourceKey,
   type Store,
   type Stored,
+  type StoredDocument,
   type StoredWithBody,
   shelfOf,
 } from "./store.ts";
@@ -28,6 +30,7 @@ const batchMax = 500;
 export class MemoryStore implements Store {
   readonly #sources = new Map<string, Shelves>();
   readonly #boots = new Map<string, Boot>();
+  readonly #documents = new Map<string, StoredDocument>();
   readonly #limits: BootLimits;
   #bootBytes = 0;
   #revision = 0;
@@ -120,6 +123,25 @@ export class MemoryStore implements Store {
   async boots(limit: number, signal: AbortSignal): Promise<readonly Boot[]> {
     this.#check(signal);
     return Array.from(this.#boots.values()).slice(-limit).reverse();
+  }
+
+  async document(name: string, signal: AbortSignal): Promise<StoredDocument | undefined> {
+    this.#check(signal);
+    return this.#documents.get(name);
+  }
+
+  async putDocument(put: PutDocument, signal: AbortSignal): Promise<number | null> {
+    this.#check(signal);
+    const { name, bytes, replaces } = put;
+    if ((this.#documents.get(name)?.revision ?? null) !== replaces) return null;
+    const revision = ++this.#revision;
+    this.#documents.set(name, { bytes: new Uint8Array(bytes), revision });
+    return revision;
+  }
+
+  async documentNames(signal: AbortSignal): Promise<readonly string[]> {
+    this.#check(signal);
+    return [...this.#documents.keys()].sort();
   }
 
   async probe(signal: AbortSignal): Promise<void> {

@@ -98,6 +98,20 @@ export interface Page {
   readonly limit: number;
 }
 
+/** What another part of the coordinator keeps whole, by name: the record of an expert group. */
+export interface StoredDocument {
+  readonly bytes: Uint8Array;
+  /** Changes with every write, and is never met again. */
+  readonly revision: number;
+}
+
+export interface PutDocument {
+  readonly name: string;
+  readonly bytes: Uint8Array;
+  /** The revision that the write replaces; null when there must be none of that name. */
+  readonly replaces: number | null;
+}
+
 export interface Store extends AsyncDisposable {
   get(key: SourceKey, signal: AbortSignal): Promise<Stored | undefined>;
   read(key: SourceKey, signal: AbortSignal): Promise<StoredWithBody | undefined>;
@@ -116,6 +130,14 @@ export interface Store extends AsyncDisposable {
   putBoot(boot: Boot, signal: AbortSignal): Promise<void>;
   /** Newest report first. */
   boots(limit: number, signal: AbortSignal): Promise<readonly Boot[]>;
+  document(name: string, signal: AbortSignal): Promise<StoredDocument | undefined>;
+  /**
+   * The new revision once a killed process does not lose it; null when the document is not at
+   * `replaces`: somebody else was first, nothing was written.
+   */
+  putDocument(put: PutDocument, signal: AbortSignal): Promise<number | null>;
+  /** All names, ascending. */
+  documentNames(signal: AbortSignal): Promise<readonly string[]>;
   /** Resolves when the store can answer now. */
   probe(signal: AbortSignal): Promise<void>;
 }

@@ -186,6 +186,35 @@ export function storeContract(name: string, open: (limits?: BootLimits) => Promi
       assert.deepEqual(await ids(), ["e", "d"]);
     });
 
+    test("putDocument() gives back what it wrote, under a revision that is never met again", async () => {
+      await using store = await open();
+      assert.equal(await store.document("ep/moe", signal), undefined);
+      const write = (text: string, replaces: number | null) =>
+        store.putDocument({ name: "ep/moe", bytes: Buffer.from(text), replaces }, signal);
+      const first = await write("one", null);
+      assert.equal(await write("again", null), null);
+      const second = await write("two", first);
+      assert.equal(await write("late", first), null);
+      const stored = present(await store.document("ep/moe", signal));
+      assert.equal(Buffer.from(stored.bytes).toString(), "two");
+      assert.equal(stored.revision, second);
+      assert.notEqual(first, second);
+      await store.putDocument({ name: "ep/a", bytes: Buffer.from("x"), replaces: null }, signal);
+      assert.deepEqual(await store.documentNames(signal), ["ep/a", "ep/moe"]);
+    });
+
+    test("putDocument() lets exactly one of several writers replace one revision", async () => {
+      await using store = await open();
+      const write = (text: string, replaces: number | null) =>
+        store.putDocument({ name: "d", bytes: Buffer.from(text), replaces }, signal);
+      const first = await write("first", null);
+      const won = await Promise.all(["a", "b", "c"].map((text) => write(text, first)));
+      assert.equal(won.filter((revision) => revision !== null).length, 1);
+      const stored = present(await store.document("d", signal));
+      const winner = won.findIndex((revision) => revision !== null);
+      assert.equal(Buffer.from(stored.bytes).toString(), ["a", "b", "c"][winner]);
+    });
+
     test("a call whose signal has fired is refused", async () => {
       await using store = await open();
       const fired = AbortSignal.abort();

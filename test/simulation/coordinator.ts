@@ -186,6 +186,9 @@ function moody(
     },
     putBoot: (boot, signal) => through(() => store.putBoot(boot, signal)),
     boots: (limit, signal) => through(() => store.boots(limit, signal)),
+    document: (name, signal) => through(() => store.document(name, signal)),
+    putDocument: (put, signal) => through(() => store.putDocument(put, signal)),
+    documentNames: (signal) => through(() => store.documentNames(signal)),
     probe: (signal) => through(() => store.probe(signal)),
     [Symbol.asyncDispose]: () => store[Symbol.asyncDispose](),
   };
