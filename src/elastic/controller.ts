@@ -160,11 +160,17 @@ function want(
     return { joinerCount: 0, leavers };
   }
   const back = by === "automatic" || group.targetRanks === 0 ? staying.length : group.targetRanks;
-  const difference = (request.kind === "scale" ? request.ranks : back) - staying.length;
-  if (difference >= 0) return { joinerCount: difference, leavers: [] };
-  const wantsToGo = (slot: Slot) => (heardOf(known, slot)?.status.isLeaving === true ? 1 : 0);
-  const order = [...staying].sort((a, b) => wantsToGo(b) - wantsToGo(a) || b.slot - a.slot);
-  return { joinerCount: 0, leavers: order.slice(0, -difference) };
+  const ranks = request.kind === "scale" ? request.ranks : back;
+  // Who wants to go is not counted on: others come in its place, in the same change.
+  const leaving = by === "automatic" ? [] : leavingSlots(group, known);
+  const kept = staying.filter((slot) => !leaving.includes(slot));
+  if (kept.length <= ranks) return { joinerCount: ranks - kept.length, leavers: leaving };
+  const highest = [...kept].sort((a, b) => b.slot - a.slot).slice(0, kept.length - ranks);
+  return { joinerCount: 0, leavers: [...leaving, ...highest] };
+}
+
+function leavingSlots(group: Group, known: Known): Slot[] {
+  return stayingSlots(group).filter((slot) => heardOf(known, slot)?.status.isLeaving === true);
 }
 
 function followStaging(group: Group, operation: Operation, known: Known, now: Now): Group {
@@ -267,8 +273,7 @@ function automaticRequest(group: Group, known: Known): OperationRequest | null {
     timeoutMs: operationLimits.timeoutMsDefault,
     confirmsDeath: false,
   };
-  const leaving = staying.filter((slot) => heardOf(known, slot)?.status.isLeaving === true);
-  const leaver = leaving[0];
+  const [leaver] = leavingSlots(group, known);
   // An id for each attempt that may end differently, so that what cannot be done is not tried for ever.
   if (leaver !== undefined && staying.length > 1) {
     const id = `leave-${leaver.slot}-${leaver.incarnation}-${group.epoch}`;
@@ -279,10 +284,14 @@ function automaticRequest(group: Group, known: Known): OperationRequest | null {
     return { ...base, operationId: id, kind: "recover" };
   }
   if (group.config.admission !== "automatic") return null;
-  const added = stagedSlots(seat(group, known, group.config.slotCount)).length;
-  if (added === 0) return null;
+  const { slotCount } = group.config;
+  const ranksMax = group.targetRanks === 0 ? slotCount : group.targetRanks;
+  const added = stagedSlots(seat(group, known, ranksMax - staying.length)).length;
+  const ranks = staying.length + added;
+  // Too few to hold every expert: they wait for others.
+  if (added === 0 || ranks * group.config.localExpertsMax < group.config.expertCount) return null;
   const id = `join-${group.lastNumber}-${group.generation}`;
-  return { ...base, operationId: id, kind: "scale", ranks: staying.length + added };
+  return { ...base, operationId: id, kind: "scale", ranks };
 }
 
 /** The caller's word that these processes have ended. */

@@ -46,6 +46,8 @@ export interface KeeperOptions {
   /** Told of each record once it is durable. */
   readonly onChange?: (group: Group, before: Group | null) => void;
   readonly onFailure?: (error: RelightError) => void;
+  /** The rules; the simulator breaks one of them to see that it is noticed. */
+  readonly decide?: typeof decide;
 }
 
 interface Request {
@@ -82,6 +84,8 @@ export class GroupKeeper {
     this.#limits = { ...controllerLimits, ...options.limits };
     this.#stored = stored;
     this.#sinceMs = options.clock.now();
+    // What was under way when the last coordinator stopped has deadlines, also if nobody ever speaks.
+    if (stored !== null) this.look();
   }
 
   /** As it is durable; null before anybody made it. */
@@ -216,7 +220,8 @@ export class GroupKeeper {
     }
     const now = { nowMs: this.#options.clock.now(), limits: this.#limits };
     const accepted: Request[] = [];
-    const next = decide(stored.group, this.#known(), now, (group) =>
+    const rule = this.#options.decide ?? decide;
+    const next = rule(stored.group, this.#known(), now, (group) =>
       requests.reduce((before, request) => {
         try {
           const after = request.change(before);

@@ -29,6 +29,8 @@ export interface Member {
   readonly isCommitted: boolean;
   /** The latest epoch whose first faulty step was passed on. */
   readonly replayed: number;
+  /** Said by its agent: the process is gone, nobody carries commands out. */
+  readonly hasEnded: boolean;
   readonly isOver: boolean;
 }
 
@@ -44,6 +46,7 @@ export function newMember(memberId: string): Member {
     armedFor: 0,
     isCommitted: false,
     replayed: 0,
+    hasEnded: false,
     isOver: false,
   };
 }
@@ -57,6 +60,7 @@ export function hearView(member: Member, view: View): [Member, Command[]] {
   const own = view.slots.find((slot) => slot.slot === seat?.slot);
   if (seat === null || own === undefined) return [acted(seated, view), []];
   const over = isOver(own, seat);
+  if (member.hasEnded) return [{ ...witness(acted(seated, view)), isOver: over !== null }, []];
   if (over !== null) return [{ ...acted(seated, view), isOver: true }, [...commands, over]];
   let next = seated;
   next = followDeaths(next, own, view, commands);
@@ -65,6 +69,30 @@ export function hearView(member: Member, view: View): [Member, Command[]] {
   next = followFlip(next, view, commands);
   next = followReplay(next, view, commands);
   return [acted(next, view), commands];
+}
+
+/** Its agent knows that the process is gone: that is all there is to say about it from now on. */
+export function processEnded(member: Member): Member {
+  return witness({ ...member, hasEnded: true });
+}
+
+/** Its agent has lost it, and does not know whether it lives. */
+export function processLost(member: Member): Member {
+  return { ...member, status: told(member.status, { isHungUp: true }) };
+}
+
+/** What its agent found out about other processes of its node. */
+export function othersEnded(member: Member, gone: readonly Seat[]): Member {
+  const { status } = member;
+  const added = gone.filter((seat) => !status.gone.some((one) => isSameSeat(one, seat)));
+  if (added.length === 0) return member;
+  return { ...member, status: told(status, { gone: [...status.gone, ...added] }) };
+}
+
+function witness(member: Member): Member {
+  const { status } = member;
+  const gone = status.seat === null ? [] : [status.seat];
+  return { ...member, status: told(status, { isHungUp: true, gone }) };
 }
 
 function acted(member: Member, view: View): Member {

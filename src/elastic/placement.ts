@@ -149,6 +149,9 @@ function loadOf({ load }: PlacementInput, expert: number): number {
 /** An expert that nobody asked for lately still has to be somewhere, and should not be there for free. */
 const least = 1e-3;
 
+/** Loads are sums of quotients: what differs by less is equal. */
+const rounding = 1e-9;
+
 class Work {
   readonly #ranks: readonly Rank[];
   readonly #shares: readonly number[];
@@ -220,7 +223,7 @@ class Work {
       let best: { expert: number; to: Rank; rest: number } | null = null;
       for (const expert of heavy.experts) {
         const share = this.shareOf(expert);
-        if (share >= gap || !this.#fits(expert, to)) continue;
+        if (share >= gap * (1 - rounding) || !this.#fits(expert, to)) continue;
         const rest = Math.max(heavy.load - share, to.load + share);
         if (best === null || rest < best.rest || (rest === best.rest && expert < best.expert))
           best = { expert, to, rest };

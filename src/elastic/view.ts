@@ -26,7 +26,10 @@ export interface GroupConfig {
   readonly expertBytes: number;
   /** Everything else that kernels must agree on (hidden size, top-k, tokens, format): compared as text. */
   readonly shape: string;
-  /** `automatic`: whoever says hello is let in. `operation`: only as many as an operator asked for. */
+  /**
+   * `operation`: as many ranks are let in as an operator's operation asks for, while it is open.
+   * `automatic`: whoever says hello, up to what an operator asked for last if one did.
+   */
   readonly admission: "automatic" | "operation";
 }
 
