@@ -49,7 +49,12 @@ function storeOf(config: Config): CoordinatorOptions["store"] {
 
 function logNotice(log: Log, notice: Notice): void {
   if (notice.type === "serving") log.info("store_answers");
-  if (notice.type !== "not_serving" && notice.type !== "trust_failed") return;
+  if (
+    notice.type !== "not_serving" &&
+    notice.type !== "trust_failed" &&
+    notice.type !== "ep_failed"
+  )
+    return;
   const { code, message } = notice.error;
   log.error("failure", { code, message });
 }

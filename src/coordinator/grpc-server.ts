@@ -5,12 +5,14 @@ import type { DescMessage, DescMethod, MessageShape } from "@bufbuild/protobuf";
 import { Server, ServerCredentials, type UntypedServiceImplementation } from "@grpc/grpc-js";
 import { isLoopback } from "../core/loopback.ts";
 import { RelightError } from "../errors.ts";
+import { ExpertGroups } from "../protocol/gen/ep_pb.ts";
 import { P2pService as P2pDescription } from "../protocol/gen/p2p_pb.ts";
 import { Coordinator } from "../protocol/gen/relight_pb.ts";
 import { channelOptions, grpcMethod } from "../protocol/grpc.ts";
 import type { Call } from "../trust/roles.ts";
 import { openAccess } from "./access.ts";
 import type { EnrolmentService } from "./enrolment.ts";
+import type { EpService } from "./ep-service.ts";
 import type { P2pService } from "./p2p-service.ts";
 import type { RelightService } from "./relight-service.ts";
 import { type Handle, type RpcOptions, unary } from "./rpc.ts";
@@ -18,6 +20,7 @@ import { type Handle, type RpcOptions, unary } from "./rpc.ts";
 export interface Services {
   readonly relight: RelightService;
   readonly p2p: P2pService;
+  readonly ep: EpService;
   /** Null where no authority of the fleet's own lies here. */
   readonly enrolment: EnrolmentService | null;
 }
@@ -36,7 +39,7 @@ export function grpcServer(services: Services, options: RpcOptions): Server {
     ...streams,
     ...(options.access === openAccess ? {} : idle),
   });
-  const { relight, p2p, enrolment } = services;
+  const { relight, p2p, ep, enrolment } = services;
   const { session, watch } = Coordinator.method;
   server.addService(
     { session: grpcMethod(session), watch: grpcMethod(watch) },
@@ -56,6 +59,12 @@ export function grpcServer(services: Services, options: RpcOptions): Server {
   add(listSources, "source.list", p2p.listSources.bind(p2p));
   add(getMetadata, "source.get", p2p.getMetadata.bind(p2p));
   add(updateStatus, "source.update", p2p.updateStatus.bind(p2p));
+  const { membership, begin, abort, describe, listGroups } = ExpertGroups.method;
+  server.addService({ membership: grpcMethod(membership) }, { membership: ep.membership.bind(ep) });
+  add(begin, "ep.operate", ep.begin.bind(ep));
+  add(abort, "ep.operate", ep.abort.bind(ep));
+  add(describe, "ep.read", ep.describe.bind(ep));
+  add(listGroups, "ep.read", ep.listGroups.bind(ep));
   return server;
 }
 

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The HTTP face: `/healthz` (the process runs), `/readyz` (the store answers), `/metrics`. Read-only.
+// The HTTP face: `/healthz` (the process runs), `/readyz` (the store answers), `/metrics`, and what
+// ep-http.ts answers about expert groups, which is all that can be changed here.
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { JsonValue } from "@bufbuild/protobuf";
 import { asRelightError, RelightError } from "../errors.ts";
 import { storeBudget } from "./budget.ts";
+import type { EpHttp } from "./ep-http.ts";
 
 export interface HttpFace {
   /** Rejects when the coordinator can not serve now. */
   readonly probe: (signal: AbortSignal) => Promise<void>;
   readonly metrics: { readonly contentType: string; readonly text: () => Promise<string> };
   readonly budgetMs: number;
+  readonly ep: EpHttp;
 }
 
 const connectionsMax = 256;
@@ -33,6 +37,8 @@ async function answer(
   request: IncomingMessage,
   response: ServerResponse,
 ): Promise<void> {
+  const answered = await face.ep.answer(request);
+  if (answered !== null) return send(response, answered.status, answered.body);
   if (request.method !== "GET" && request.method !== "HEAD") {
     response.setHeader("allow", "GET, HEAD");
     send(response, 405, { code: "request_invalid", message: "Cannot answer: wanted GET" });
@@ -59,11 +65,7 @@ async function answer(
   }
 }
 
-function send(
-  response: ServerResponse,
-  status: number,
-  body: Readonly<Record<string, string>>,
-): void {
+function send(response: ServerResponse, status: number, body: JsonValue): void {
   response.writeHead(status, { "content-type": "application/json", "cache-control": "no-store" });
   response.end(`${JSON.stringify(body)}\n`);
 }

@@ -3,6 +3,8 @@
 // CLI, `relight dev` and tests. Start is complete when it resolves; stop drains and is idempotent.
 
 import { randomUUID } from "node:crypto";
+import type { ControllerLimits } from "../elastic/group.ts";
+import type { KeeperClock } from "../elastic/keeper.ts";
 import { asRelightError, type RelightError } from "../errors.ts";
 import { openLmdbStore } from "../store/lmdb.ts";
 import { MemoryStore } from "../store/memory.ts";
@@ -13,6 +15,9 @@ import { type TlsSource, trustDomainOf } from "../trust/tls-source.ts";
 import { type Access, FleetAccess, openAccess } from "./access.ts";
 import { storeBudget } from "./budget.ts";
 import { EnrolmentService, type EnrolmentSettings } from "./enrolment.ts";
+import { Groups } from "./ep-groups.ts";
+import { EpHttp } from "./ep-http.ts";
+import { EpService } from "./ep-service.ts";
 import { bindGrpc, closeGrpc, grpcServer } from "./grpc-server.ts";
 import { type Door, type DoorLimits, doorLimits, openDoor } from "./grpc-tls.ts";
 import { bindHttp, closeHttp, httpServer } from "./http.ts";
@@ -37,6 +42,8 @@ export type Notice =
   | { readonly type: "not_serving"; readonly error: RelightError }
   /** Key material or tokens could not be read again; what was read before stays in force. */
   | { readonly type: "trust_failed"; readonly error: RelightError }
+  /** A group's record could not be read or written; it is tried again. */
+  | { readonly type: "ep_failed"; readonly error: RelightError }
   | { readonly type: "serving" };
 
 export interface CoordinatorOptions {
@@ -49,6 +56,7 @@ export interface CoordinatorOptions {
     /** Opened by the caller; closed by `stop`. */
     | { readonly kind: "open"; readonly store: Store };
   readonly limits?: Partial<RegistryLimits>;
+  readonly epLimits?: Partial<ControllerLimits>;
   /** How long one call may take. */
   readonly budgetMs?: number;
   /** Absent: plaintext, on loopback only, and nobody has to prove anything. */
@@ -94,9 +102,10 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
   await using opened = new AsyncDisposableStack();
   const budgetMs = options.budgetMs ?? budgetMsDefault;
   const store = opened.use(await openStore(options.store));
+  const clock = steadyClock();
   const registry = new Registry({
     store,
-    clock: steadyClock(),
+    clock,
     newSessionId: randomUUID,
     ...(options.limits === undefined ? {} : { limits: options.limits }),
   });
@@ -108,9 +117,16 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
   const fleet = tls === undefined ? null : fleetAccess(tls);
   const access: Access = fleet ?? openAccess;
   const policies = new PolicyFeed();
+  const onFailure = (error: RelightError): void => notice({ type: "ep_failed", error });
+  const onChange = metrics.group;
+  const groups = opened.use(
+    new Groups({ store, clock: keeperClock(clock), onChange, onFailure, ...epLimits(options) }),
+  );
+  await groups.open(recall.signal);
   const services = {
     relight: new RelightService(registry, { budgetMs, onBoot: metrics.boot, access, policies }),
     p2p: new P2pService(registry),
+    ep: new EpService(groups, access),
     enrolment:
       tls?.enrolment === undefined
         ? null
@@ -132,6 +148,7 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
   const httpUrl = await openHttp(options.http, opened, {
     budgetMs,
     metrics,
+    ep: new EpHttp(groups, access),
     probe: (signal) => registry.probe(signal),
   });
   opened.use(
@@ -237,6 +254,22 @@ function isWorthNotice({ sessionsLost, markedStale, removed, failure }: Advanced
 function steadyClock(): { now: () => number } {
   const base = Date.now() - performance.now();
   return { now: () => Math.floor(base + performance.now()) };
+}
+
+function keeperClock({ now }: { readonly now: () => number }): KeeperClock {
+  return {
+    now,
+    after: (ms, act) => {
+      const timer = setTimeout(act, ms);
+      return () => clearTimeout(timer);
+    },
+  };
+}
+
+function epLimits({ epLimits: limits }: CoordinatorOptions): {
+  limits?: Partial<ControllerLimits>;
+} {
+  return limits === undefined ? {} : { limits };
 }
 
 const probeEveryMs = 1_000;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the coordinator counts; names and meaning are rows of observe/metrics.ts.
 
+import type { Group } from "../elastic/group.ts";
+import { isMember } from "../elastic/view.ts";
 import { Metrics, metrics as table } from "../observe/metrics.ts";
 import { BootCounter } from "./boot-counter.ts";
 import type { Advanced, Registry } from "./registry.ts";
@@ -12,6 +14,7 @@ export interface CoordinatorMetrics {
   advanced(advanced: Advanced): void;
   strangerRefused(): void;
   boot(boot: { readonly bootId: string; readonly record: Uint8Array }): void;
+  group(group: Group, before: Group | null): void;
   /** The page that Prometheus reads. */
   text(): Promise<string>;
 }
@@ -36,6 +39,22 @@ export function createMetrics(registry: Registry): CoordinatorMetrics {
     boot: ({ bootId, record }) => {
       const labels = boots.labelsOf(bootId, record);
       if (labels !== null) metrics.count("relight_boots_total", { ...labels });
+    },
+    group: (group, before) => {
+      const labels = { group: group.config.group };
+      metrics.set("relight_ep_ranks", labels, group.slots.filter(isMember).length);
+      metrics.set("relight_ep_epoch", labels, group.epoch);
+      for (const { ended, epoch } of group.faults) {
+        if (before !== null && epoch > before.epoch)
+          metrics.count("relight_ep_deaths_total", { ...labels, ended });
+      }
+      const known = new Set(before?.finished.map(({ request }) => request.operationId));
+      for (const { request, phase, phases } of group.finished) {
+        if (before === null || known.has(request.operationId)) continue;
+        metrics.count("relight_ep_operations_total", { ...labels, kind: request.kind, phase });
+        const ms = (phases.at(-1)?.atMs ?? 0) - (phases[0]?.atMs ?? 0);
+        metrics.observe("relight_ep_operation_duration_ms", { ...labels, kind: request.kind }, ms);
+      }
     },
     text: () => {
       metrics.set("relight_coordinator_sources", {}, registry.sourceCount);

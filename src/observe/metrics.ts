@@ -28,6 +28,38 @@ export const metrics = {
     about:
       "Starts of replicas reported to this coordinator: warm, partial or cold; `code` is `none` or a row of docs/errors.md; `trust` is `closed`, or `insecure` where nobody asked for signatures.",
   },
+  relight_ep_ranks: {
+    type: "gauge",
+    unit: "ranks",
+    labels: ["group"],
+    about: "Ranks that take part in steps of an expert group.",
+  },
+  relight_ep_epoch: {
+    type: "gauge",
+    unit: "none",
+    labels: ["group"],
+    about: "The number of the group's present membership.",
+  },
+  relight_ep_deaths_total: {
+    type: "counter",
+    unit: "ranks",
+    labels: ["group", "ended"],
+    about:
+      "Ranks that went without being asked to; `ended` is exited, hung_up, silent or suspected.",
+  },
+  relight_ep_operations_total: {
+    type: "counter",
+    unit: "operations",
+    labels: ["group", "kind", "phase"],
+    about: "Ended operations on expert groups; `phase` is done or aborted.",
+  },
+  relight_ep_operation_duration_ms: {
+    type: "histogram",
+    unit: "ms",
+    labels: ["group", "kind"],
+    about: "From an operation's beginning to its end.",
+    buckets: [10, 50, 100, 250, 500, 1_000, 5_000, 30_000, 120_000, 600_000],
+  },
   relight_coordinator_calls_total: {
     type: "counter",
     unit: "calls",
