@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // An engine of the weights benchmark, in a process of its own: holds a set's tensors on one GPU, and
-// publishes or loads them through an agent. Arguments: set, ordinal, agent's socket, how memory is dealt out.
+// publishes or loads them through an agent. Arguments: set, ordinal,
+// agent's socket, how memory is dealt out, where a fake GPU keeps it.
 // Takes a word a line (publish, load SOCKET) and answers with one line of JSON.
 
 import { randomBytes } from "node:crypto";
 import { createInterface } from "node:readline";
 import { asRelightError } from "../src/errors.ts";
-import { CudaDriver } from "../src/gpu/cuda.ts";
 import { at, type Command, type GpuMemory } from "../src/gpu/driver.ts";
 import { HandleClient } from "../src/transport/cuda-ipc.ts";
+import { openDriver } from "../test/contracts/weights-agent.ts";
+import { backend } from "./weights-pair.ts";
 import { type Dealing, layoutOf, type SetName } from "./weights-sets.ts";
 
-const [set, ordinal, agent = "", dealing] = process.argv.slice(2);
+const [set, ordinal, agent = "", dealing, directory = ""] = process.argv.slice(2);
 const wait = { signal: AbortSignal.timeout(300_000), deadlineMs: 60_000 };
-const driver = new CudaDriver();
+const driver = openDriver({ backend, directory });
 const device = (await driver.devices())[Number(ordinal)];
 const { handle: context } = await driver.openContext(Number(ordinal));
 const stream = await driver.openStream(context);

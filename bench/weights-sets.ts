@@ -11,19 +11,21 @@ const reservedBytes = 1_024 * MiB; // As relight.torch.reserve does.
 type Spec = Pick<Tensor, "name" | "dtype" | "shape">;
 
 /** One of eight shards of a 70-billion-parameter Llama in bf16, projections unfused: 723 tensors. */
-function llama70bOf8(): Spec[] {
+function llama70bOf8(layerCount = 80): Spec[] {
   const bf16 = (name: string, ...shape: number[]): Spec => ({ name, dtype: "bfloat16", shape });
-  const layers = Array.from({ length: 80 }, (_, index) => `model.layers.${index}`).flatMap((at) => [
-    bf16(`${at}.input_layernorm.weight`, 8192),
-    bf16(`${at}.self_attn.q_proj.weight`, 1024, 8192),
-    bf16(`${at}.self_attn.k_proj.weight`, 128, 8192),
-    bf16(`${at}.self_attn.v_proj.weight`, 128, 8192),
-    bf16(`${at}.self_attn.o_proj.weight`, 8192, 1024),
-    bf16(`${at}.post_attention_layernorm.weight`, 8192),
-    bf16(`${at}.mlp.gate_proj.weight`, 3584, 8192),
-    bf16(`${at}.mlp.up_proj.weight`, 3584, 8192),
-    bf16(`${at}.mlp.down_proj.weight`, 8192, 3584),
-  ]);
+  const layers = Array.from({ length: layerCount }, (_, index) => `model.layers.${index}`).flatMap(
+    (at) => [
+      bf16(`${at}.input_layernorm.weight`, 8192),
+      bf16(`${at}.self_attn.q_proj.weight`, 1024, 8192),
+      bf16(`${at}.self_attn.k_proj.weight`, 128, 8192),
+      bf16(`${at}.self_attn.v_proj.weight`, 128, 8192),
+      bf16(`${at}.self_attn.o_proj.weight`, 8192, 1024),
+      bf16(`${at}.post_attention_layernorm.weight`, 8192),
+      bf16(`${at}.mlp.gate_proj.weight`, 3584, 8192),
+      bf16(`${at}.mlp.up_proj.weight`, 3584, 8192),
+      bf16(`${at}.mlp.down_proj.weight`, 8192, 3584),
+    ],
+  );
   return [
     bf16("model.embed_tokens.weight", 16_032, 8192),
     ...layers,
@@ -56,8 +58,21 @@ function tenThousand(): Spec[] {
   }));
 }
 
-export const sets = { llama70bOf8, deepseekExperts, tenThousand } as const;
+export const sets = {
+  llama70bOf8: () => llama70bOf8(),
+  /** A tenth of it, for links that are a hundred times slower. */
+  llamaEightLayers: () => llama70bOf8(8),
+  deepseekExperts,
+  tenThousand,
+} as const;
 export type SetName = keyof typeof sets;
+
+/** A trial without GPUs is about the way, not the load. */
+const isTrial = process.env["RELIGHT_BENCH_BACKEND"] === "fake";
+
+function small(spec: Spec): Spec {
+  return { ...spec, shape: spec.shape.map((length) => Math.min(length, 48)) };
+}
 
 /**
  * How an engine's allocator deals tensors out: `torch` as it does by default, `reserved` from pieces
@@ -67,7 +82,7 @@ export type SetName = keyof typeof sets;
 export type Dealing = "torch" | "reserved" | "reversed";
 
 export function layoutOf(set: SetName, { arch, dealing }: { arch: number; dealing: Dealing }) {
-  const specs = sets[set]();
+  const specs = isTrial ? sets[set]().slice(0, 40).map(small) : sets[set]();
   const pools = new Pools(dealing !== "torch");
   const ordered = dealing === "reversed" ? specs.toReversed() : specs;
   const placed = new Map(ordered.map((spec) => [spec.name, pools.place(spec)]));

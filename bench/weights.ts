@@ -5,13 +5,11 @@
 // A pair is two engine processes and two agents; "from handles to verified" is what the target's agent
 // needs from the lease to the last digest: mapping the handles, copying, digesting, comparing.
 
-import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { CudaDriver } from "../src/gpu/cuda.ts";
 import { GpuDigester } from "../src/gpu/digest.ts";
 import { at, type ContextHandle, type GpuDevice, type GpuMemory } from "../src/gpu/driver.ts";
@@ -22,30 +20,24 @@ import { matchLayouts } from "../src/weights/match.ts";
 import { PeerSource } from "../src/weights/peer.ts";
 import { planTransfer } from "../src/weights/plan.ts";
 import { spanBytes } from "../src/weights/tensor.ts";
-import { TestAgent } from "../test/contracts/weights-agent.ts";
 import type { Emit } from "./main.ts";
-import { type Dealing, layoutOf, type SetName } from "./weights-sets.ts";
+import { backend, onPair, type PairOptions, type Report } from "./weights-pair.ts";
+import { measureSlowdown } from "./weights-serving.ts";
+import { layoutOf, type SetName } from "./weights-sets.ts";
+import { measureHttp, measureNccl as measureNcclTransport } from "./weights-transports.ts";
 
 const rounds = 5;
 const hbmBytesPerSecond = 4.8e12; // H200, data sheet.
 const wait = { signal: AbortSignal.timeout(500_000), deadlineMs: 60_000 };
 
-interface Report {
-  readonly copyMs: number;
-  readonly totalMs: number;
-  readonly bytes: number;
-  readonly copyCount: number;
-  readonly costBytes: number | null;
-}
-
 export async function run(emit: Emit): Promise<void> {
   measurePlan(emit);
-  const count = await deviceCount();
+  const count = backend === "fake" ? 2 : await deviceCount();
   if (count < 2) {
     console.error(`weights: ${count} GPUs here, 2 needed; only the plan was measured`);
     return;
   }
-  await measureDigest(emit);
+  if (backend === "cuda") await measureDigest(emit);
   await measureHandshake(emit);
   for (const [set, name] of [
     ["llama70bOf8", "llama70b_tp8"],
@@ -55,6 +47,24 @@ export async function run(emit: Emit): Promise<void> {
     await measurePair(emit, { set, name: `${name}_torch`, from: "torch", to: "torch" });
     await measurePair(emit, { set, name: `${name}_reordered`, from: "reserved", to: "reversed" });
     measureNccl(emit, { set, name, ms: best });
+  }
+  await measureOthers(emit);
+}
+
+/** Each by itself: one that cannot run here says so and leaves the others their turn. */
+async function measureOthers(emit: Emit): Promise<void> {
+  const directory = mkdtempSync(join(tmpdir(), "relight-bench-"));
+  const library = process.env["RELIGHT_WEIGHTS_NCCL_LIBRARY"];
+  try {
+    for (const measure of [
+      () => measureHttp(emit, directory),
+      () => measureNcclTransport(emit, library === undefined ? {} : { ncclLibrary: library }),
+      () => measureSlowdown(emit),
+    ]) {
+      await measure().catch((error: Error) => console.error(`weights: ${error.message}`));
+    }
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
   }
 }
 
@@ -100,12 +110,6 @@ async function measureHandshake(emit: Emit): Promise<void> {
   });
 }
 
-interface PairOptions {
-  readonly set: SetName;
-  readonly from: Dealing;
-  readonly to: Dealing;
-}
-
 /** @returns the best round's milliseconds from handles to verified */
 async function measurePair(
   emit: Emit,
@@ -114,10 +118,10 @@ async function measurePair(
   return await onPair(options, async ({ source, target }) => {
     const reports: Report[] = [];
     for (let round = 0; round < rounds; round += 1) {
-      reports.push((await target.ask(`load ${source}`)) as unknown as Report);
+      reports.push(await target.load(source));
     }
     const best = reports.reduce((one, other) => (other.copyMs < one.copyMs ? other : one));
-    const raw = await rawPeerCopy(best.bytes);
+    const raw = backend === "fake" ? best.copyMs : await rawPeerCopy(best.bytes);
     const emitted = (what: string, value: number, unit: string) =>
       emit({ name: `weights.pair.${name}.${what}`, value, unit });
     emitted("bytes", best.bytes, "B");
@@ -234,71 +238,6 @@ async function digestTimes(
     times.push(await driver.elapsedMs(began, ended));
   }
   return times;
-}
-
-interface Pair {
-  /** The source agent's socket. */
-  readonly source: string;
-  readonly target: Engine;
-}
-
-/** Engines on GPU 0 and GPU 1, each with an agent; the source has published. */
-async function onPair<Result>(
-  { set, from: sourceDealing, to: targetDealing }: PairOptions,
-  act: (pair: Pair) => Promise<Result>,
-): Promise<Result> {
-  const directory = mkdtempSync(join(tmpdir(), "relight-bench-"));
-  const [from, to] = [join(directory, "a"), join(directory, "b")];
-  const engines: Engine[] = [];
-  try {
-    await using _from = new TestAgent({ backend: "cuda", socket: from, directory });
-    await using _to = new TestAgent({ backend: "cuda", socket: to, directory });
-    const source = new Engine([set, "0", from, sourceDealing]);
-    const target = new Engine([set, "1", to, targetDealing]);
-    engines.push(source, target);
-    await Promise.all(engines.map((engine) => engine.answer()));
-    await source.ask("publish");
-    const result = await act({ source: from, target });
-    await Promise.all(engines.map((engine) => engine.end()));
-    return result;
-  } finally {
-    await Promise.all(engines.map((engine) => engine.end()));
-    rmSync(directory, { recursive: true, force: true });
-  }
-}
-
-class Engine {
-  readonly #child: ChildProcess;
-  readonly #lines: AsyncIterator<string>;
-
-  constructor(words: readonly string[]) {
-    const script = join(import.meta.dirname, "weights-engine.ts");
-    const child = spawn(process.execPath, [script, ...words], {
-      stdio: ["pipe", "pipe", "inherit"],
-    });
-    this.#child = child;
-    this.#lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
-  }
-
-  async ask(line: string): Promise<Readonly<Record<string, unknown>>> {
-    this.#child.stdin?.write(`${line}\n`);
-    return await this.answer();
-  }
-
-  async answer(): Promise<Readonly<Record<string, unknown>>> {
-    const { value, done } = await this.#lines.next();
-    if (done === true) throw new Error("the engine has ended");
-    const answer = JSON.parse(value) as Readonly<Record<string, unknown>>;
-    if (answer["code"] !== undefined) throw new Error(`${answer["code"]}: ${answer["message"]}`);
-    return answer;
-  }
-
-  async end(): Promise<void> {
-    this.#child.stdin?.end();
-    if (this.#child.exitCode === null && this.#child.signalCode === null) {
-      await once(this.#child, "exit");
-    }
-  }
 }
 
 async function deviceCount(): Promise<number> {

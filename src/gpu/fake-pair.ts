@@ -36,7 +36,8 @@ export class FakePair {
   ): Promise<FakePair> {
     const name = Buffer.from(id).toString("hex").slice(0, 32);
     const pair = new FakePair(join(directory, `pair-${name}`), rank);
-    writeFileSync(pair.#file(rank, "here"), "");
+    writeFileSync(`${pair.#file(rank, "here")}.part`, String(process.pid));
+    renameSync(`${pair.#file(rank, "here")}.part`, pair.#file(rank, "here"));
     const deadline = performance.now() + wait.deadlineMs;
     while (!existsSync(pair.#file(pair.#peer, "here"))) {
       checkWait(wait, deadline);
@@ -80,8 +81,17 @@ export class FakePair {
   }
 
   #checkPeer(): void {
-    if (!existsSync(this.#file(this.#peer, "gone"))) return;
+    if (!existsSync(this.#file(this.#peer, "gone")) && this.#isPeerAlive()) return;
     throw new RelightError("source_unreachable", "Cannot go on with the other GPU: it has closed");
+  }
+
+  /** A killed process says nothing; its socket's end would. */
+  #isPeerAlive(): boolean {
+    try {
+      return process.kill(Number(readFileSync(this.#file(this.#peer, "here"), "latin1")), 0);
+    } catch {
+      return false;
+    }
   }
 
   #file(rank: 0 | 1, name: string): string {

@@ -236,6 +236,9 @@ export class FakeDriver implements GpuDriver {
   async submit(handle: StreamHandle, commands: readonly Command[]): Promise<void> {
     const { stream } = this.#handles.get(handle, "stream");
     for (const command of commands) this.#enqueue(stream, command);
+    if (stream.error !== null) {
+      for (const step of stream.queue.splice(0)) this.#failEvent(step, stream.error);
+    }
     if (!stream.running) void this.#run(stream);
   }
 
@@ -381,8 +384,7 @@ export class FakeDriver implements GpuDriver {
       const error = asRelightError(cause);
       stream.error = error;
       for (const step of stream.queue.splice(0)) {
-        const event = step.do === "record" ? this.#handles.peek(step.event) : undefined;
-        if (event?.kind === "event") event.state.error = error;
+        this.#failEvent(step, error);
       }
     } finally {
       stream.running = false;
@@ -425,7 +427,10 @@ export class FakeDriver implements GpuDriver {
       }
       case "await":
         // What it waits for may have been dropped with another stream.
-        while (command.state.reached < command.record && !stream.isClosed) await pause(1);
+        while (command.state.reached < command.record && !stream.isClosed) {
+          if (command.state.error !== null) throw command.state.error;
+          await pause(1);
+        }
         break;
       case "gemm":
         multiply(this.#memory, command);
@@ -446,6 +451,12 @@ export class FakeDriver implements GpuDriver {
     }
   }
 
+  /** Whoever waits for a record that will not come hears why. */
+  #failEvent(step: Step, error: RelightError): void {
+    const event = step.do === "record" ? this.#handles.peek(step.event) : undefined;
+    if (event?.kind === "event") event.state.error = error;
+  }
+
   async #delay(bytes: number): Promise<void> {
     const delayMs = (bytes / this.#options.bytesPerSecond) * 1_000;
     if (delayMs > 0) await pause(delayMs);
@@ -460,6 +471,7 @@ export class FakeDriver implements GpuDriver {
     }
     for (let taken = end.take(move.bytes); !stream.isClosed; taken = end.take(move.bytes)) {
       if (taken !== null) {
+        await this.#delay(move.bytes);
         this.#memory.write(move.address, taken);
         return;
       }

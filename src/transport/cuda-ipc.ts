@@ -5,13 +5,14 @@
 
 import { closeSync } from "node:fs";
 import { z } from "zod";
-import { asRelightError, type Code, codes, RelightError } from "../errors.ts";
+import { asRelightError, RelightError } from "../errors.ts";
 import {
   DescriptorListener,
   type DescriptorMessage,
   DescriptorSocket,
 } from "../gpu/descriptor-socket.ts";
 import type { MemoryHandle } from "../gpu/driver.ts";
+import { remoteError, remoteErrorSchema } from "./remote-error.ts";
 
 export interface HandleCall {
   readonly op: string;
@@ -51,11 +52,7 @@ const callSchema = z.strictObject({
 const replySchema = z.union([
   z.strictObject({ value: z.unknown(), handles: handlesSchema }),
   z.strictObject({
-    error: z.strictObject({
-      code: z.string().max(64),
-      message: z.string().max(65_536),
-      details: z.record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.null()])),
-    }),
+    error: remoteErrorSchema,
   }),
 ]);
 
@@ -162,16 +159,6 @@ function parseReply(body: Buffer): z.infer<typeof replySchema> {
   } catch (cause) {
     throw new RelightError("source_protocol", "Cannot read the answer: it is not one", { cause });
   }
-}
-
-function remoteError(error: {
-  code: string;
-  message: string;
-  details: Record<string, string | number | boolean | null>;
-}): RelightError {
-  const isKnown = Object.hasOwn(codes, error.code);
-  const code = isKnown ? (error.code as Code) : "source_protocol";
-  return new RelightError(code, error.message, { details: error.details });
 }
 
 /** @param handles `null` for a message that has none, an error. */

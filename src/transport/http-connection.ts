@@ -18,12 +18,20 @@ import type { FetchLimits } from "./transport.ts";
 export interface BodySink {
   /** Refuses a response that is not the wanted one. */
   head(head: ResponseHead): void;
+  /**
+   * Where the next bytes of the body may be read to directly, which saves a copy of them. Asked for when
+   * nothing waits to be looked at; what has landed there is told, and `body` does not see it.
+   */
+  readonly direct?: { room(): Buffer; landed(bytes: number): void } | undefined;
   /** Looks at the bytes that are there, in order, and returns how many it is done with. */
   body(bytes: Buffer): number;
   /** How many bytes of `body` it wants to see at once before it can go on; a hint for the next read. */
   readonly wantedBytes: number;
   end(): void;
 }
+
+/** Neither has a body. */
+export type Method = "GET" | "POST";
 
 /** What we show of ourselves to sources that speak TLS. */
 export interface ClientIdentity {
@@ -56,6 +64,8 @@ export class Connection {
   #failure: RelightError | null = null;
   #isConnected = false;
   #isClosing = false;
+  /** The read under way goes where the sink wants it. */
+  #isDirect = false;
   #hasAnswered = false;
   #wasStale = false;
   /** When the phase began: connecting, or waiting for the head. */
@@ -105,14 +115,16 @@ export class Connection {
   }
 
   /** @throws RelightError what the sink threw, or why the source's answer did not arrive whole. */
-  async run(path: string, sink: BodySink): Promise<void> {
+  async run(path: string, sink: BodySink, method: Method = "GET"): Promise<void> {
     if (this.#failure !== null) throw this.#failure;
     const done = Promise.withResolvers<void>();
     this.#exchange = { sink, done, head: null, bodyLeft: 0 };
     this.#hasAnswered = false;
     this.#beganMs = performance.now();
     const { host } = parseEndpoint(this.endpoint);
-    this.#socket.write(`GET ${path} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: relight\r\n\r\n`);
+    const length = method === "POST" ? "Content-Length: 0\r\n" : "";
+    const head = `${method} ${path} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: relight\r\n${length}\r\n`;
+    this.#socket.write(head);
     await done.promise;
   }
 
@@ -212,9 +224,15 @@ export class Connection {
 
   /** Where the next read goes. */
   #room(): Buffer {
+    this.#isDirect = false;
     if (this.#start === this.#end) {
       this.#start = 0;
       this.#end = 0;
+      const direct = this.#exchange?.head === null ? undefined : this.#exchange?.sink.direct;
+      if (direct !== undefined && this.#exchange !== null) {
+        this.#isDirect = true;
+        return direct.room().subarray(0, this.#exchange.bodyLeft);
+      }
     }
     const wanted = this.#exchange?.sink.wantedBytes ?? 0;
     const free = this.#buffer.length - this.#end;
@@ -235,12 +253,15 @@ export class Connection {
   }
 
   #received(bytes: number): void {
-    this.#end += bytes;
     this.#hasAnswered = true;
     this.#windowBytes += bytes;
     this.#sinceMs = performance.now();
     try {
-      this.#parse();
+      if (this.#isDirect) this.#land(bytes);
+      else {
+        this.#end += bytes;
+        this.#parse();
+      }
     } catch (error) {
       this.fail(asRelightError(error));
     }
@@ -261,6 +282,18 @@ export class Connection {
       return;
     }
     if (this.#start !== this.#end) throw this.#protocol("it is longer than its Content-Length");
+    this.#finish(exchange);
+  }
+
+  #land(bytes: number): void {
+    const exchange = this.#exchange;
+    if (exchange === null) throw this.#protocol("it sent bytes that nobody asked for");
+    exchange.sink.direct?.landed(bytes);
+    exchange.bodyLeft -= bytes;
+    if (exchange.bodyLeft === 0) this.#finish(exchange);
+  }
+
+  #finish(exchange: Exchange): void {
     exchange.sink.end();
     this.#exchange = null;
     if (this.#isClosing) this.#socket.destroy();

@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// One thread of the fetcher: connections to sources, kept open between orders; hashing and writing.
+// One thread of the fetcher: exchanges with sources; hashing and writing.
 // It decides nothing about which source or when to try again.
 
-import { createSecureContext } from "node:tls";
 import { parentPort, workerData } from "node:worker_threads";
 import { isHex32 } from "../core/digest.ts";
 import { chunkBytes, formatRanges, PieceSet } from "../core/pieces.ts";
-import { MiB } from "../core/units.ts";
-import { asRelightError, assert, RelightError } from "../errors.ts";
-import { secureContextOptions } from "../trust/tls.ts";
-import { type TlsMaterial, tlsIdentity } from "../trust/tls-material.ts";
-import { BufferPool } from "./buffer-pool.ts";
-import { type BodySink, type ClientIdentity, Connection } from "./http-connection.ts";
+import { asRelightError, assert } from "../errors.ts";
+import { ConnectionPool } from "./connection-pool.ts";
 import type {
   FetcherWorkerData,
   FromFetcher,
@@ -27,29 +22,19 @@ import { toPlainError } from "./worker.ts";
 /** Verified pieces are told in groups: one message for each would cost more than the piece. */
 const groupPiecesMax = 1_000;
 const groupMsMax = 50;
-const checkMs = 100;
 /** Of a digest in hex. */
 const digestLength = 64;
-/** Unused connections beyond this are closed. */
-const idleMax = 16;
 
 assert(parentPort !== null, "the piece fetcher runs as a worker thread");
 const parent = parentPort;
 const { limits, tls } = workerData as FetcherWorkerData;
-// A whole frame must fit, and a read's worth of the next one beside it.
-const pool = new BufferPool({ bufferBytes: chunkBytes + frameBytes + MiB, keptMax: idleMax });
-const active = new Map<number, Connection>();
-const cancelled = new Set<number>();
-let own = tls === null ? null : clientIdentity(tls);
-let idle: Connection[] = [];
-let lastCheckMs = performance.now();
+const pool = new ConnectionPool({ limits, tls, partBytesMax: chunkBytes + frameBytes });
 
 parent.on("message", (message: ToFetcher) => {
-  if (message.type === "cancel") cancel(message.id);
-  else if (message.type === "renew") renew(message.tls);
+  if (message.type === "cancel") pool.cancel(message.id);
+  else if (message.type === "renew") pool.renew(message.tls);
   else void perform(message);
 });
-setInterval(checkDeadlines, checkMs);
 
 async function perform(message: Exclude<ToFetcher, { type: "cancel" | "renew" }>): Promise<void> {
   const { id } = message;
@@ -59,14 +44,13 @@ async function perform(message: Exclude<ToFetcher, { type: "cancel" | "renew" }>
   } catch (error) {
     tell({ type: "failed", id, error: toPlainError(asRelightError(error)) });
   } finally {
-    active.delete(id);
-    cancelled.delete(id);
+    pool.forget(id);
   }
 }
 
 async function gather({ id, at, what, bytesMax }: ToFetcher & { type: "gather" }): Promise<void> {
   const sink = new GatherSink(bytesMax);
-  await exchange(
+  await pool.exchange(
     { id, endpoint: at.endpoint, path: `/v1/artifacts/${at.artifactId}/${what}` },
     sink,
   );
@@ -87,93 +71,11 @@ async function fetchPieces({ id, at, order }: ToFetcher & { type: "pieces" }): P
   const sink = new PieceSink(unpack(order), verified, finishingOf(order));
   const path = `/v1/artifacts/${at.artifactId}/pieces?ranges=${formatRanges(order.pieces)}`;
   try {
-    await exchange({ id, endpoint: at.endpoint, path }, sink);
+    await pool.exchange({ id, endpoint: at.endpoint, path }, sink);
   } finally {
     group.flush();
   }
   tell({ type: "fetched", id, bytes, refused: sink.refused });
-}
-
-/** One exchange, on an idle connection when there is one; on a new one when that had died unnoticed. */
-async function exchange(
-  what: { id: number; endpoint: string; path: string },
-  sink: BodySink,
-): Promise<void> {
-  const waiting = takeIdle(what.endpoint);
-  if (waiting === null) return await runOn(open(what.endpoint), what, sink);
-  try {
-    await runOn(waiting, what, sink);
-  } catch (error) {
-    if (!waiting.wasStale) throw error;
-    await runOn(open(what.endpoint), what, sink);
-  }
-}
-
-function takeIdle(endpoint: string): Connection | null {
-  idle = idle.filter((connection) => connection.isUsable);
-  const at = idle.findIndex((connection) => connection.endpoint === endpoint);
-  return at === -1 ? null : (idle.splice(at, 1)[0] ?? null);
-}
-
-async function runOn(
-  connection: Connection,
-  { id, path }: { id: number; path: string },
-  sink: BodySink,
-): Promise<void> {
-  active.set(id, connection);
-  if (cancelled.has(id)) connection.fail(cancellation());
-  try {
-    await connection.run(path, sink);
-  } finally {
-    active.delete(id);
-  }
-  if (connection.isUsable) keep(connection);
-}
-
-function open(endpoint: string): Connection {
-  const buffer = pool.take();
-  return new Connection(endpoint, {
-    buffer,
-    limits,
-    tls: own,
-    onClosed: (buffer) => pool.give(buffer),
-  });
-}
-
-function clientIdentity(material: TlsMaterial): ClientIdentity {
-  const identity = tlsIdentity(material);
-  return { identity, context: createSecureContext(secureContextOptions(identity)) };
-}
-
-/** What we show counts for connections from now on, whom we believe for those under way as well. */
-function renew(material: TlsMaterial): void {
-  own = clientIdentity(material);
-  for (const connection of idle.splice(0)) connection.fail(cancellation());
-  for (const connection of active.values()) connection.judgeAgain(own);
-}
-
-function keep(connection: Connection): void {
-  idle.unshift(connection);
-  for (const surplus of idle.splice(idleMax)) surplus.fail(cancellation());
-}
-
-function cancel(id: number): void {
-  cancelled.add(id);
-  active.get(id)?.fail(cancellation());
-}
-
-function cancellation(): RelightError {
-  return new RelightError("cancelled", "Cannot finish the transfer: it was cancelled");
-}
-
-function checkDeadlines(): void {
-  const nowMs = performance.now();
-  const heldUpMs = nowMs - lastCheckMs - checkMs;
-  lastCheckMs = nowMs;
-  for (const connection of active.values()) {
-    if (heldUpMs > checkMs) connection.forgive(heldUpMs);
-    connection.checkDeadlines(nowMs);
-  }
 }
 
 function unpack({ pieces, paths, digests, numbers, root }: PackedOrder): StagedPiece[] {

@@ -43,6 +43,8 @@ export interface Carrier extends AsyncDisposable {
    *   deadline_exceeded, cancelled
    */
   bring(delivery: Delivery, wait: Wait): Promise<void>;
+  /** Ends what is under way after a failure, so that the stream comes to its end. */
+  abandon(): Promise<void>;
 }
 
 /** What a carrier may use of the target's side. */
@@ -87,6 +89,7 @@ export function mappedCarrier(
       const commands = copies.map(({ copy, to }) => command(copy, to, known));
       await driver.submit(stream, [...commands, ...after]);
     },
+    abandon: async () => undefined,
     [Symbol.asyncDispose]: async () => undefined,
   };
 }

@@ -45,6 +45,8 @@ export interface WeightHostOptions {
   readonly openSource?: (address: string) => (WeightSource & Disposable) | null;
   /** What all readers of a publication together may take while it serves; Infinity when not given. */
   readonly bytesPerSecondMax?: number;
+  /** Ranges of 8 MiB that may lie in pinned host memory while others read over a network. */
+  readonly servedRangesMax?: number;
   /** Where ranges are served over HTTP. */
   readonly httpEndpoint?: () => string | null;
   /** For whoever announces what is offered here and keeps the ledger. None of them may throw. */

@@ -10,8 +10,8 @@ import { Publications } from "./publications.ts";
 import { Readers } from "./readers.ts";
 import { WeightServing } from "./serving.ts";
 
-/** Two for each of eight streams; the memory is pinned only while somebody reads over a network. */
-const slotsMax = 16;
+/** The memory is pinned only while somebody reads over a network. */
+const servedRangesMax = 16;
 const idleMsMax = 5_000;
 const rangeMsMax = 30_000;
 
@@ -28,7 +28,7 @@ export class WeightHost implements AsyncDisposable {
     this.#publications = new Publications(options.readersMax, events, newToken);
     this.#serving = new WeightServing({
       parts: options.parts,
-      slotsMax,
+      slotsMax: options.servedRangesMax ?? servedRangesMax,
       bytesPerSecondMax: options.bytesPerSecondMax ?? Number.POSITIVE_INFINITY,
       idleMsMax,
       rangeMsMax,

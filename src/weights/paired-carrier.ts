@@ -15,10 +15,17 @@ export interface PairLink {
 const movesPerGroupMax = 256;
 const moveBytesMax = 256 * 2 ** 20;
 
-/** @param pair stays open: the next lease of the same source uses it again */
+/**
+ * @param pair stays open: the next lease of the same source uses it again
+ * @param onAbandoned the pair was closed and is of no more use
+ */
 export function pairedCarrier(
   driver: GpuDriver,
-  { pair, link }: { readonly pair: PairHandle; readonly link: PairLink },
+  {
+    pair,
+    link,
+    onAbandoned,
+  }: { readonly pair: PairHandle; readonly link: PairLink; readonly onAbandoned: () => void },
 ): Carrier {
   let last: Promise<void> = Promise.resolve();
   return {
@@ -43,6 +50,10 @@ export function pairedCarrier(
           await driver.submit(stream, after);
         });
       return last;
+    },
+    abandon: async () => {
+      onAbandoned();
+      await driver.close(pair);
     },
     [Symbol.asyncDispose]: () => last.catch(() => undefined),
   };

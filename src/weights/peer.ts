@@ -138,7 +138,10 @@ export class PeerSource implements WeightSource, Disposable {
           const packed = ranges.map((one) => [one.allocation, one.offsetBytes, one.bytes]);
           await this.#call("send", { token: lease.token, pair: id, ranges: packed }, within);
         };
-        return pairedCarrier(target.driver, { pair, link: { send } });
+        const onAbandoned = () => {
+          this.#pair = null;
+        };
+        return pairedCarrier(target.driver, { pair, link: { send }, onAbandoned });
       }
     }
   }

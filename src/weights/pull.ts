@@ -64,6 +64,8 @@ export interface PullReport {
   readonly bytes: number;
   /** Copying and verifying, all sources together. */
   readonly copyMs: number;
+  /** From the first lease to the last digest: with what a source that is still loading makes wait for. */
+  readonly readMs: number;
   readonly totalMs: number;
   readonly copyCount: number;
   /** GPU memory that this agent's context took meanwhile; `null` when it could not be read. */
@@ -106,6 +108,7 @@ class Pull {
   #isCopying = false;
   #bytes = 0;
   #copyMs = 0;
+  #readSinceMs: number | null = null;
   #copyCount = 0;
 
   constructor(parts: DeviceParts & { readonly clock: Clock }, job: PullJob, stay: Stay) {
@@ -190,6 +193,7 @@ class Pull {
       address: address ?? null,
     };
     await using lease = await source.claim(key, want, signal);
+    this.#readSinceMs ??= clock.monotonicMs();
     const keeper = new LeaseKeeper(lease, { clock, leaseMs: limits.leaseMs, signal });
     if (this.#watched !== content) watcher?.began(manifest);
     this.#watched = content;
@@ -296,6 +300,7 @@ class Pull {
       content: contentId(manifest),
       bytes: this.#bytes,
       copyMs: this.#copyMs,
+      readMs: this.#parts.clock.monotonicMs() - (this.#readSinceMs ?? 0),
       copyCount: this.#copyCount,
       sources: [...this.#gave.keys()],
       transports: [...this.#gave.values()],

@@ -64,6 +64,7 @@ export async function stagedCarrier(
       await Promise.all(fetching);
       await driver.submit(stream, after);
     },
+    abandon: async () => undefined,
     [Symbol.asyncDispose]: async () => slots.close(),
   };
 

@@ -131,6 +131,7 @@ class Transfer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     const { driver } = this.#parts;
     this.#stop.abort(new RelightError("cancelled", "Cannot go on copying weights: it has ended"));
+    if (this.#failure !== null) await this.#parts.carrier.abandon();
     await Promise.all(this.#lanes.map((lane) => lane.busy));
     const wait = { signal: new AbortController().signal, deadlineMs: this.#job.silenceMsMax };
     for (const stream of [this.#streams.copy, this.#streams.check]) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// An agent that does nothing but weights, on one Unix socket. As a module it runs in the test's process;
+// An agent that does nothing but weights, on one Unix socket and, if wanted, over HTTP. As a module it runs in the test's process;
 // run directly it is a process of its own, for tests that kill it. Argument: AgentArguments as JSON.
 
 import { readFileSync } from "node:fs";
@@ -10,6 +10,12 @@ import type { GpuDriver } from "../../src/gpu/driver.ts";
 import { FakeDriver } from "../../src/gpu/fake.ts";
 import { systemClock } from "../../src/platform/clock.ts";
 import { HandleClient, HandleServer } from "../../src/transport/cuda-ipc.ts";
+import { WeightHttpClient } from "../../src/transport/weights-http-client.ts";
+import {
+  startWeightServer,
+  type WeightHttpServer,
+} from "../../src/transport/weights-http-server.ts";
+import type { TransportName } from "../../src/weights/carrier.ts";
 import type { Stay } from "../../src/weights/device.ts";
 import { WeightHost } from "../../src/weights/host.ts";
 import { PeerSource } from "../../src/weights/peer.ts";
@@ -26,6 +32,14 @@ export interface AgentArguments {
   /** How long a load comes back to busy sources; by default not at all. */
   readonly busyMsMax?: number;
   readonly limits?: Partial<PullLimits>;
+  /** How bytes come; by default from memory that both map. Over HTTP agents see nothing but HTTP. */
+  readonly transport?: TransportName;
+  /** Threads that serve and read over HTTP. */
+  readonly threads?: number;
+  /** What all readers together may take while this serves. */
+  readonly servedBytesPerSecondMax?: number;
+  /** Where libnccl is. */
+  readonly ncclLibrary?: string;
   /** Whether others may read what a load here has verified so far; by default they may. */
   readonly isRelay?: boolean;
 }
@@ -42,8 +56,9 @@ export function openDriver({
   backend,
   directory,
   bytesPerSecond,
-}: Pick<AgentArguments, "backend" | "directory" | "bytesPerSecond">): GpuDriver {
-  if (backend === "cuda") return new CudaDriver();
+  ncclLibrary,
+}: Pick<AgentArguments, "backend" | "directory" | "bytesPerSecond" | "ncclLibrary">): GpuDriver {
+  if (backend === "cuda") return new CudaDriver(ncclLibrary === undefined ? {} : { ncclLibrary });
   return new FakeDriver({
     directory,
     kernels: fakeDigestKernels,
@@ -58,12 +73,20 @@ export function digestImage(backend: "cuda" | "fake"): Uint8Array {
 
 export class TestAgent implements AsyncDisposable {
   readonly host: WeightHost;
+  /** Resolves when it can be reached. */
+  readonly ready: Promise<void>;
+  readonly #given: AgentArguments;
   readonly #driver: GpuDriver;
   readonly #server: HandleServer;
+  readonly #client: WeightHttpClient;
+  #http: WeightHttpServer | null = null;
 
   constructor(given: AgentArguments) {
     const driver = openDriver(given);
+    this.#given = given;
     this.#driver = driver;
+    this.#client = new WeightHttpClient({ threads: given.threads ?? 1 });
+    const { servedBytesPerSecondMax } = given;
     this.host = new WeightHost({
       parts: {
         driver,
@@ -81,10 +104,15 @@ export class TestAgent implements AsyncDisposable {
       drainMsMax: 500,
       loadMsMax: 120_000,
       busyMsMax: given.busyMsMax ?? 0,
-      address: () => (given.isRelay === false ? null : given.socket),
-      openSource: peerAt,
+      address: () => (given.isRelay === false ? null : this.address),
+      openSource: (address) => this.#peer(address),
+      httpEndpoint: () => this.#http?.endpoint ?? null,
+      servedRangesMax: 4 * (given.threads ?? 1),
+      ...(servedBytesPerSecondMax === undefined
+        ? {}
+        : { bytesPerSecondMax: servedBytesPerSecondMax }),
       sourcesFor: async ({ hints }) => {
-        const peers = hints.map(peerAt);
+        const peers = hints.map((hint) => this.#peer(hint));
         return {
           sources: peers,
           [Symbol.dispose]: () => {
@@ -94,23 +122,48 @@ export class TestAgent implements AsyncDisposable {
       },
     });
     this.#server = new HandleServer(given.socket, () => this.host.open());
+    this.ready = this.#serve();
+  }
+
+  /** Where other agents find it. */
+  get address(): string {
+    return this.#http?.endpoint ?? this.#given.socket;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.ready;
     this.#server[Symbol.dispose]();
+    await this.#http?.[Symbol.asyncDispose]();
+    await this.#client[Symbol.asyncDispose]();
     await this.host[Symbol.asyncDispose]();
     await this.#driver[Symbol.asyncDispose]();
   }
-}
 
-function peerAt(path: string): PeerSource {
-  const connect = () => HandleClient.connect(path);
-  return new PeerSource({ name: path, connect, callMsMax: 2_000 });
+  async #serve(): Promise<void> {
+    if (this.#given.transport !== "http") return;
+    this.#http = await startWeightServer({
+      host: "127.0.0.1",
+      port: 0,
+      threads: this.#given.threads ?? 1,
+      source: this.host.openReaders(),
+    });
+  }
+
+  #peer(address: string): PeerSource {
+    const { transport = "cuda-ipc" } = this.#given;
+    const connect = () =>
+      address.startsWith("/") ? HandleClient.connect(address) : this.#client.link(address);
+    const openRanges = (endpoint: string) => this.#client.link(endpoint);
+    // Two GPUs that meet for the first time take a second.
+    const callMsMax = transport === "nccl" ? 20_000 : 2_000;
+    return new PeerSource({ name: address, connect, callMsMax, transport, openRanges });
+  }
 }
 
 if (import.meta.main) {
   const agent = new TestAgent(JSON.parse(process.argv[2] ?? "{}") as AgentArguments);
   process.stdin.on("end", () => void agent[Symbol.asyncDispose]().then(() => process.exit(0)));
   process.stdin.resume();
-  process.stdout.write("ready\n");
+  await agent.ready;
+  process.stdout.write(`ready ${agent.address}\n`);
 }

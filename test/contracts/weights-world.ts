@@ -9,6 +9,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import type { TransportName } from "../../src/weights/carrier.ts";
 import { type AgentArguments, TestAgent } from "./weights-agent.ts";
 import {
   type EngineAnswer,
@@ -31,8 +32,15 @@ interface WhereOver {
 
 type EngineOver = Partial<EngineArguments> & WhereOver & { readonly isTarget?: boolean };
 
+export interface WorldOptions {
+  readonly backend: "cuda" | "fake";
+  readonly deviceCount: number;
+  /** By shared memory when not given. */
+  readonly transport?: TransportName;
+}
+
 export async function inWorld(
-  { backend, deviceCount }: { backend: "cuda" | "fake"; deviceCount: number },
+  { backend, deviceCount, transport }: WorldOptions,
   run: (world: World) => Promise<void>,
 ): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), "relight-w-"));
@@ -46,9 +54,16 @@ export async function inWorld(
       directory,
       agent: (name, { isProcess, ...over } = {}) => {
         const socket = join(directory, name);
-        const given = { backend, socket, directory, ...over };
+        const given = {
+          backend,
+          socket,
+          directory,
+          ...(transport === undefined ? {} : { transport }),
+          ...libraries,
+          ...over,
+        };
         if (backend === "fake" && isProcess !== true) {
-          return start(new LocalPart(socket, async () => new TestAgent(given)));
+          return start(new LocalPart(socket, () => openAgent(given)));
         }
         const after = Promise.resolve();
         return start(new ProcessPart("weights-agent.ts", { given, socket, after }));
@@ -79,11 +94,22 @@ export async function inWorld(
   }
 }
 
+const library = process.env["RELIGHT_WEIGHTS_NCCL_LIBRARY"];
+const libraries = library === undefined ? {} : { ncclLibrary: library };
+
+async function openAgent(given: AgentArguments): Promise<TestAgent> {
+  const agent = new TestAgent(given);
+  await agent.ready;
+  return agent;
+}
+
 /** An agent or an engine, wherever it runs. */
 export abstract class Part {
   readonly socket: string;
   /** Rejects when it ends before it is ready. */
   abstract readonly ready: Promise<void>;
+  /** Where an agent is found by others, once it is ready. */
+  abstract readonly address: string;
 
   constructor(socket: string) {
     this.socket = socket;
@@ -111,6 +137,7 @@ export abstract class Part {
 class ProcessPart extends Part {
   override readonly ready: Promise<void>;
   readonly #child: Promise<ChildProcess>;
+  override address = "";
   #lines: AsyncIterator<string> | null = null;
 
   /** @param after what must be ready before; processes start beside one another otherwise */
@@ -125,7 +152,9 @@ class ProcessPart extends Part {
     });
     this.ready = this.#child.then(async () => {
       const first = await this.#lines?.next();
-      assert.equal(first?.value, "ready", `${script} did not start`);
+      const [word, address = ""] = String(first?.value).split(" ");
+      assert.equal(word, "ready", `${script} did not start`);
+      this.address = address;
     });
     this.ready.catch(() => undefined); // Told to whoever asks it something.
   }
@@ -156,11 +185,14 @@ class ProcessPart extends Part {
 class LocalPart extends Part {
   override readonly ready: Promise<void>;
   readonly #part: Promise<ObedientEngine | TestAgent>;
+  override address = "";
 
   constructor(socket: string, open: () => Promise<ObedientEngine | TestAgent>) {
     super(socket);
     this.#part = open();
-    this.ready = this.#part.then(() => undefined);
+    this.ready = this.#part.then((part) => {
+      if (part instanceof TestAgent) this.address = part.address;
+    });
     this.ready.catch(() => undefined);
   }
 
