@@ -11,6 +11,7 @@ import { listPieces, type ManifestFile, type SealedManifest } from "../artifacts
 import type { SourceReport } from "../artifacts/pull.ts";
 import { startPull } from "../artifacts/pull-run.ts";
 import { pullSettings } from "../artifacts/pull-state.ts";
+import type { PieceSet } from "../core/pieces.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
 import type { Finishing, PieceFetcher, Staging } from "../transport/transport.ts";
@@ -117,6 +118,7 @@ async function warmFrom(
     await ledger.phase(`fetch ${name}`, () =>
       fetchFiles({ artifact, granted, files, staging, finishing }, options),
     );
+    withholdRooted(manifest, staging.verified);
     const installed = await ledger.phase(`install ${name}`, () =>
       claimed.install({
         staging,
@@ -139,6 +141,15 @@ async function warmFrom(
     claimed.unstage(staging, asRelightError(thrown));
     throw thrown;
   }
+}
+
+/**
+ * Files that name their root are about to be changed where they lie in staging. From there they are served
+ * no more: a peer would get bytes that are not the manifest's, and blame us.
+ */
+export function withholdRooted(manifest: SealedManifest, have: PieceSet): void {
+  for (const [index, { fileIndex }] of listPieces(manifest).entries())
+    if (manifest.files[fileIndex]?.form === "rooted") have.remove(index);
 }
 
 /** One source after the other: what one of them cannot prove, another may. */

@@ -38,6 +38,10 @@ export class PieceSet {
     Atomics.or(this.words, piece >>> 5, 1 << (piece & 31));
   }
 
+  remove(piece: number): void {
+    Atomics.and(this.words, piece >>> 5, ~(1 << (piece & 31)));
+  }
+
   addAll(): void {
     for (let piece = 0; piece < this.size; piece++) this.add(piece);
   }
