@@ -84,7 +84,8 @@ export interface BootRecord {
   readonly format: typeof bootFormat;
   readonly bootId: string;
   readonly nodeId: string;
-  readonly model: string;
+  /** What the user said, else what the command says; empty when neither does. */
+  model: string;
   /** The command's program, without its arguments: they may hold secrets. */
   readonly program: string;
   /** Under which rules peers' caches were installed; null in records of older versions. */

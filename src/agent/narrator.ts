@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a person sees of a boot while it runs. The agent says facts; the command line decides how they
-// look: bars on a terminal, plain lines elsewhere, nothing for machines.
+// What is seen of a boot while it runs. The agent says facts; the command line decides how they look:
+// bars on a terminal, plain lines elsewhere, the whole record for machines.
+
+import type { BootRecord } from "./ledger.ts";
 
 export interface Transfer {
   readonly family: string;
@@ -12,6 +14,10 @@ export interface Transfer {
 export interface Narrator {
   say(text: string): void;
   transfer(progress: Transfer): void;
+  /** The boot as it is now: once the engine is healthy, and at its end. */
+  boot(event: BootEvent, record: BootRecord): void;
 }
 
-export const silentNarrator: Narrator = { say: () => {}, transfer: () => {} };
+export type BootEvent = "healthy" | "ended";
+
+export const silentNarrator: Narrator = { say: () => {}, transfer: () => {}, boot: () => {} };

@@ -233,6 +233,7 @@ export class ReplicaCaches {
     const { families, customCaches, extraIdentity, settleMs } = this.#settings;
     const { link, sealer, server, trust, clock, narrator } = this.#parts;
     const { announce, retract } = link;
+    this.#ledger.record.model ||= facts.model;
     link.identify(facts, extraIdentity);
     link.start();
     const caches = chooseCaches({ env: this.#env, facts, named: families, custom: customCaches });

@@ -17,6 +17,7 @@ import {
   withoutSecrets,
 } from "./engine.ts";
 import { Ledger, outcomeOf } from "./ledger.ts";
+import type { BootEvent } from "./narrator.ts";
 import { type CacheParts, type CacheSettings, ReplicaCaches } from "./replica-caches.ts";
 import {
   type OpenReplicaWeights,
@@ -96,8 +97,13 @@ class Run {
     over.abort(new RelightError("cancelled", "The engine has ended"));
     start.endMs ??= this.#ledger.elapsedMs();
     await background;
+    this.#tell("ended");
     await this.#keepRecord();
     return record.exitCode;
+  }
+
+  #tell(event: BootEvent): void {
+    this.#parts.narrator.boot(event, this.#ledger.record);
   }
 
   /** Null where none are handed over, or where the socket cannot be opened: then weights are cold. */
@@ -138,6 +144,7 @@ class Run {
       this.#parts.narrator.say(`engine healthy after ${formatMs(start.endMs)}`);
       await prepared;
       this.#caches.countHits();
+      this.#tell("healthy");
       await this.#keepRecord();
       if (this.#settings.isPublishing)
         await this.#caches.publishUntil(stop, () => this.#keepRecord());

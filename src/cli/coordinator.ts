@@ -49,6 +49,7 @@ function storeOf(config: Config): CoordinatorOptions["store"] {
 
 function logNotice(log: Log, notice: Notice): void {
   if (notice.type === "serving") log.info("store_answers");
+  if (notice.type === "advanced") logAdvanced(log, notice.advanced);
   if (
     notice.type !== "not_serving" &&
     notice.type !== "trust_failed" &&
@@ -57,6 +58,15 @@ function logNotice(log: Log, notice: Notice): void {
     return;
   const { code, message } = notice.error;
   log.error("failure", { code, message });
+}
+
+/** Its failures are those of the store, of which `not_serving` tells once. */
+function logAdvanced(
+  log: Log,
+  { sessionsLost, markedStale, removed }: Extract<Notice, { type: "advanced" }>["advanced"],
+): void {
+  if (sessionsLost + markedStale + removed > 0)
+    log.info("sources_withheld", { sessionsLost, markedStale, removed });
 }
 
 function untilAborted(signal: AbortSignal): Promise<void> {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a boot looks while it runs: one line a state change, and on a terminal a bar that is redrawn.
+// How a boot looks while it runs: one line a state change, and on a terminal a bar that is redrawn; for
+// machines its record, on standard error, because standard output is the engine's.
 
+import { outcomeOf } from "../agent/ledger.ts";
 import type { Narrator, Transfer } from "../agent/narrator.ts";
 import { formatBytes } from "../core/units.ts";
 import type { Output } from "./output.ts";
@@ -22,6 +24,7 @@ export function terminalNarrator(output: Output): Narrator {
       clear();
       output.note(`relight: ${text}`);
     },
+    boot: (event, record) => output.aside({ event, outcome: outcomeOf(record), boot: record }),
     transfer: (progress) => {
       const now = performance.now();
       const isLast = progress.piecesDone === progress.piecesTotal;

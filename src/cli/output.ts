@@ -30,6 +30,11 @@ export class Output {
     if (!this.isJson) this.#streams.err(withNewline(text));
   }
 
+  /** A result beside one that is not ours, for machines: one JSON document a line on standard error. */
+  aside(value: object): void {
+    if (this.isJson) this.#streams.err(withNewline(JSON.stringify(value)));
+  }
+
   failure(thrown: unknown): void {
     const error = asRelightError(thrown);
     const text = this.isJson ? JSON.stringify(errorJson(error)) : errorText(error);

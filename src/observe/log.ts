@@ -16,6 +16,8 @@ export const events = {
   fleet_joined: "This node could not join its fleet at its start and has joined now.",
   installation_undone:
     "What an earlier start installed may not be used any more and was removed; `code` says why.",
+  sources_withheld:
+    "Agents were lost or workers fell silent: their sources are offered no more, or were removed.",
   store_answers: "The coordinator's store answers again.",
   trust_insecure:
     "Trust is switched off: whatever a peer of the same identity offers is installed and run.",

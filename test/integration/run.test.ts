@@ -2,6 +2,7 @@
 // `relight run` with real processes: coordinator, replicas under it, and an engine that compiles real C.
 
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import fs from "node:fs";
 import path from "node:path";
 import { describe, test } from "node:test";
@@ -108,6 +109,36 @@ describe("relight run", () => {
       `--coordinator-address=${coordinator.address}`,
     ]);
     assert.deepEqual(left.value.sources, [], "whoever said goodbye is not offered");
+  });
+
+  test("with --json tells the boot on standard error, and knows the model from the engine's command", async () => {
+    using folder = temporaryFolder();
+    folder.write("vllm", "#!/bin/sh\necho of the engine\nexit 3\n");
+    fs.chmodSync(folder.path("vllm"), 0o755);
+    const told = spawnSync(
+      process.execPath,
+      [
+        path.resolve(import.meta.dirname, "../../src/cli/main.ts"),
+        "run",
+        "--json",
+        "--coordinator-address=127.0.0.1:1",
+        `--state-dir=${folder.path("state")}`,
+        `--cache=jit=${folder.path("cache")}`,
+        "--families=none",
+        "--",
+        folder.path("vllm"),
+        "serve",
+        "org/model",
+      ],
+      { encoding: "utf8", timeout: 60_000 },
+    );
+    assert.equal(told.status, 3, told.stderr);
+    assert.equal(told.stdout, "of the engine\n", "standard output is the engine's");
+    const lines = told.stderr.split("\n").filter((line) => line.includes('"boot"'));
+    const { event, outcome, boot } = JSON.parse(lines.at(-1) ?? "null");
+    assert.deepEqual([event, outcome, boot.exitCode], ["ended", "cold", 3]);
+    assert.equal(boot.caches[0].code, "coordinator_unreachable");
+    assert.equal(boot.model, "org/model");
   });
 
   test("starts the engine cold at once when no coordinator answers, says so, and passes its exit code on", async () => {
