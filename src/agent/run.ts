@@ -57,6 +57,7 @@ class Run {
   readonly #ledger: Ledger;
   readonly #caches: ReplicaCaches;
   #kept: Promise<void> = Promise.resolve();
+  #isPrepared = false;
 
   constructor(command: readonly string[], env: Environment, { settings, parts }: RunOptions) {
     this.#command = command;
@@ -80,7 +81,12 @@ class Run {
     const { record } = this.#ledger;
     const over = new AbortController();
     const prepared = this.#caches.prepare(this.#settings.isInstalling, over.signal);
-    prepared.catch(() => undefined); // Told below, once somebody waits for it.
+    prepared.then(
+      () => {
+        this.#isPrepared = true;
+      },
+      () => undefined, // Told below, once somebody waits for it.
+    );
     await using weights = this.#openWeights(prepared);
     // With weights the engine starts at once and its caches arrive meanwhile: it is held in its load.
     await (weights === null ? prepared : Promise.race([this.#caches.checked, prepared]));
@@ -182,6 +188,15 @@ class Run {
     return this.#kept;
   }
 
+  /** Null while caches or weights may still arrive: a boot is counted with the first outcome it has. */
+  #outcome(): ReturnType<typeof outcomeOf> | null {
+    const { record } = this.#ledger;
+    const isLoading = record.weights.some(({ state }) => state === "loading");
+    const isOver = record.exitCode !== null;
+    const mayLoad = this.#parts.weights !== null && record.healthyMs === null;
+    return isOver || (this.#isPrepared && !isLoading && !mayLoad) ? outcomeOf(record) : null;
+  }
+
   async #keepRecordNow(): Promise<void> {
     const { record } = this.#ledger;
     try {
@@ -192,7 +207,7 @@ class Run {
         model: record.model,
         startedAtMs: record.startedAtMs,
         readyMs: record.healthyMs,
-        recordJson: Buffer.from(JSON.stringify({ ...record, outcome: outcomeOf(record) })),
+        recordJson: Buffer.from(JSON.stringify({ ...record, outcome: this.#outcome() })),
       });
     } catch (thrown) {
       const { code, message } = asRelightError(thrown);

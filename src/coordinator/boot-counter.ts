@@ -14,6 +14,11 @@ const recordShape = z.object({
   /** Absent from records of older agents. */
   trust: z.object({ mode: z.enum(["closed", "insecure"]) }).nullish(),
   caches: z.array(z.object({ code: z.string().nullable() })).max(256),
+  /** Absent from records of older agents. */
+  weights: z
+    .array(z.object({ state: z.enum(["loading", "loaded", "cold"]), code: z.string().nullable() }))
+    .max(1_024)
+    .default([]),
 });
 
 export interface BootLabels {
@@ -24,21 +29,36 @@ export interface BootLabels {
   readonly trust: "closed" | "insecure" | "unknown";
 }
 
+export interface WeightLabels {
+  readonly outcome: "loaded" | "cold";
+  /** Why a part came from no live replica; `none` where it did, or where nobody was asked. */
+  readonly code: string;
+}
+
+export interface BootCounts {
+  readonly boot: BootLabels;
+  /** One for each part of the model that its engine held. */
+  readonly weights: readonly WeightLabels[];
+}
+
 export class BootCounter {
   readonly #counted = new Set<string>();
 
   /** What to count; null when this boot is counted already or its record says nothing. */
-  labelsOf(bootId: string, recordJson: Uint8Array): BootLabels | null {
+  countsOf(bootId: string, recordJson: Uint8Array): BootCounts | null {
     if (this.#counted.has(bootId)) return null;
     const record = readRecord(recordJson);
     if (record === null) return null;
     this.#remember(bootId);
-    const code = record.code ?? record.caches.find((cache) => cache.code !== null)?.code ?? "none";
-    // Labels are a bounded set, whatever an agent writes into its record.
+    const parts = [...record.caches, ...record.weights];
+    const code = record.code ?? parts.find((one) => one.code !== null)?.code ?? null;
+    const trust = record.trust?.mode ?? "unknown";
     return {
-      outcome: record.outcome,
-      code: code in codes || code === "none" ? code : "internal",
-      trust: record.trust?.mode ?? "unknown",
+      boot: { outcome: record.outcome, code: labelOf(code), trust },
+      weights: record.weights.map((one) => ({
+        outcome: one.state === "loaded" ? "loaded" : "cold",
+        code: labelOf(one.code),
+      })),
     };
   }
 
@@ -48,6 +68,12 @@ export class BootCounter {
     const [oldest] = this.#counted;
     if (oldest !== undefined) this.#counted.delete(oldest);
   }
+}
+
+/** Labels are a bounded set, whatever an agent writes into its record. */
+function labelOf(code: string | null): string {
+  if (code === null) return "none";
+  return Object.hasOwn(codes, code) ? code : "internal";
 }
 
 function readRecord(recordJson: Uint8Array): z.infer<typeof recordShape> | null {

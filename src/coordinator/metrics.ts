@@ -37,8 +37,10 @@ export function createMetrics(registry: Registry): CoordinatorMetrics {
       if (failure !== null) metrics.count("relight_coordinator_advance_failures_total", {});
     },
     boot: ({ bootId, record }) => {
-      const labels = boots.labelsOf(bootId, record);
-      if (labels !== null) metrics.count("relight_boots_total", { ...labels });
+      const counts = boots.countsOf(bootId, record);
+      if (counts === null) return;
+      metrics.count("relight_boots_total", { ...counts.boot });
+      for (const labels of counts.weights) metrics.count("relight_weights_total", { ...labels });
     },
     group: (group, before) => {
       const labels = { group: group.config.group };

@@ -60,6 +60,13 @@ export const metrics = {
     about: "From an operation's beginning to its end.",
     buckets: [10, 50, 100, 250, 500, 1_000, 5_000, 30_000, 120_000, 600_000],
   },
+  relight_weights_total: {
+    type: "counter",
+    unit: "parts",
+    labels: ["outcome", "code"],
+    about:
+      "Parts of models that engines of reported boots hold: `loaded` from a live replica, or `cold`; `code` is `none` or a row of docs/errors.md.",
+  },
   relight_coordinator_calls_total: {
     type: "counter",
     unit: "calls",

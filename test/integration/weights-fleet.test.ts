@@ -52,6 +52,10 @@ describe("live weights in a fleet", { timeout: 120_000 }, () => {
       `--coordinator-address=${coordinator.address}`,
     ]);
     assert.ok(listed.value.sources.some(({ model }) => model === "m"));
+    const [, http] = await coordinator.printed(/(http:\S+)/);
+    const page = await (await fetch(`${http}/metrics`)).text();
+    assert.match(page, /relight_weights_total\{outcome="loaded",code="none"\} 3/);
+    assert.match(page, /relight_weights_total\{outcome="cold",code="layout_mismatch"\} 1/);
   });
 
   test("without a coordinator nothing is known of sources, and the start says that", async () => {
