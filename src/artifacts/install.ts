@@ -240,9 +240,10 @@ function conclude(
   placed: { tree: string; receipt: Receipt; text: string; dropped: ReadonlySet<string> },
 ): Receipt {
   const { tree, receipt, text, dropped } = placed;
-  const files = receipt.files.filter((file) => !dropped.has(file.path));
+  const isWhole = dropped.size === 0;
+  const files = isWhole ? receipt.files : receipt.files.filter((file) => !dropped.has(file.path));
   const final = { ...receipt, files };
-  if (dropped.size === 0) writeReceipt(root, receipt, text);
+  if (isWhole) writeReceipt(root, receipt, text);
   else writeReceipt(root, final);
   removeJournal(root);
   fs.rmSync(tree, { recursive: true, force: true });

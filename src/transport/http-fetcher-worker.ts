@@ -3,7 +3,7 @@
 // It decides nothing about which source or when to try again.
 
 import { parentPort, workerData } from "node:worker_threads";
-import { isHex32 } from "../core/digest.ts";
+import type { Hex32 } from "../core/digest.ts";
 import { chunkBytes, formatRanges, PieceSet } from "../core/pieces.ts";
 import { asRelightError, assert } from "../errors.ts";
 import { ConnectionPool } from "./connection-pool.ts";
@@ -80,9 +80,9 @@ async function fetchPieces({ id, at, order }: ToFetcher & { type: "pieces" }): P
 
 function unpack({ pieces, paths, digests, numbers, root }: PackedOrder): StagedPiece[] {
   const names = paths.split("\0");
+  const isWhole = names.length === pieces.length && digests.length === pieces.length * digestLength;
+  assert(isWhole, "an order has a path and a digest for each piece");
   return pieces.map((piece, at) => {
-    const digest = digests.slice(at * digestLength, (at + 1) * digestLength);
-    assert(isHex32(digest), "an order has a digest for each piece");
     return {
       piece,
       path: `${root}/${names[at]}`,
@@ -91,7 +91,7 @@ function unpack({ pieces, paths, digests, numbers, root }: PackedOrder): StagedP
       offset: numbers[at * 5 + 2] ?? 0,
       length: numbers[at * 5 + 3] ?? 0,
       fileIndex: numbers[at * 5 + 4] ?? 0,
-      digest,
+      digest: digests.slice(at * digestLength, (at + 1) * digestLength) as Hex32,
     };
   });
 }
