@@ -46,6 +46,8 @@ export interface Pulled {
   readonly manifestMs: number;
   readonly pullMs: number;
   readonly installMs: number;
+  /** Of all threads of the target. */
+  readonly cpuMs: number;
   readonly bytes: number;
   readonly files: number;
 }
@@ -60,7 +62,10 @@ async function source(): Promise<void> {
   });
   for await (const line of readline.createInterface({ input: process.stdin })) {
     if (line === "seal") answer(await offer());
-    else answer({ bytesSent: server.stats().bytesSent, peakBytes: peakBytes() });
+    else {
+      const { bytesSent } = server.stats();
+      answer({ bytesSent, peakBytes: peakBytes(), cpuMs: cpuMs() });
+    }
   }
 
   async function offer(): Promise<Offered> {
@@ -101,6 +106,7 @@ async function target(): Promise<void> {
     const [first = ""] = endpoints;
     const signal = AbortSignal.timeout(120_000);
     const began = performance.now();
+    const cpuBefore = cpuMs();
     const { bytesMax } = manifestLimits;
     const bytes = await fetcher.manifest({ endpoint: first, artifactId }, { bytesMax }, signal);
     const manifest = decodeManifest(bytes, { artifactId });
@@ -148,6 +154,7 @@ async function target(): Promise<void> {
       manifestMs: planned - began,
       pullMs: pulled - planned,
       installMs: installed - pulled,
+      cpuMs: cpuMs() - cpuBefore,
       bytes: report.bytes,
       files: files.length,
     };
@@ -199,6 +206,12 @@ async function link(endpoint: string, bytesPerSecond: number): Promise<void> {
 function peakBytes(): number {
   const status = fs.readFileSync("/proc/self/status", "utf8");
   return Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1] ?? 0) * 1_024;
+}
+
+/** Processor time of all threads so far. */
+function cpuMs(): number {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1_000;
 }
 
 function answer(value: unknown): void {

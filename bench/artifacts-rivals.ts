@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tools that one would use instead: nginx and curl, tar over a socket, an rsync daemon, a tar file.
+// The tools that one would use instead: nginx and curl, tar over a socket, an rsync daemon, a tar file; and
+// what the kernel alone would take.
 // A tool that is not installed makes its lines absent, with a word on the terminal.
 
 import { spawn, spawnSync } from "node:child_process";
@@ -37,6 +38,8 @@ export const rivals = {
     needs: ["rsync"],
     command: "rsync -a --whole-file rsync://127.0.0.1:$RSYNC/base/tree/ .",
   },
+  /** A bound rather than a rival: the system calls alone, in C (bench/artifacts_floor.c). */
+  cFloor: { name: "c_floor", needs: ["cc"], command: "$BASE/floor $BASE/tree $PWD 2" },
   tarFile: {
     name: "tar_file",
     needs: ["tar", "nginx", "curl", "sha256sum"],
@@ -65,6 +68,7 @@ export class RivalDaemons implements AsyncDisposable {
       RSYNC: `${rsync}`,
     };
     const daemons = new RivalDaemons(base, environment);
+    if (has("cc")) compileFloor(base);
     if (has("nginx")) daemons.#startNginx(http);
     if (has("rsync")) daemons.#startRsync(rsync);
     return daemons;
@@ -110,6 +114,11 @@ export class RivalDaemons implements AsyncDisposable {
     fs.writeFileSync(path.join(this.#base, "rsyncd.conf"), config);
     start("rsync", ["--daemon", `--config=${this.#base}/rsyncd.conf`]);
   }
+}
+
+function compileFloor(base: string): void {
+  const source = path.join(import.meta.dirname, "artifacts_floor.c");
+  start("cc", ["-O2", "-o", path.join(base, "floor"), source]);
 }
 
 const streamTool = "iperf3";

@@ -38,7 +38,7 @@ export async function run(emit: Emit): Promise<void> {
     await compare(context, {
       name: "tree",
       tree,
-      against: [rivals.tarNc, rivals.rsync, rivals.tarFile],
+      against: [rivals.tarNc, rivals.rsync, rivals.cFloor, rivals.tarFile],
     });
     await measureDelta(context, tree);
   } finally {
@@ -65,13 +65,18 @@ async function compare(
   const offered = (await source.ask("seal")) as Offered;
   const ours: Pulled[] = [];
   const theirs = new Map<Rival, number[]>(able.map((rival) => [rival, []]));
+  const cpu: number[] = [];
   let targetPeak = 0;
   for (let round = 0; round < rounds; round++) {
     const root = path.join(base, "out");
     await using target = await startTarget();
-    ours.push(await pullFrom(target, { ...offered, endpoints: [offered.endpoint], root }));
+    const { cpuMs: cpuBefore } = await statsOf(source);
+    const pulled = await pullFrom(target, { ...offered, endpoints: [offered.endpoint], root });
+    const { cpuMs: cpuAfter } = await statsOf(source);
+    ours.push(pulled);
+    cpu.push((pulled.cpuMs + cpuAfter - cpuBefore) / 1_000);
     if (round === 0) checkSame(tree.root, root);
-    targetPeak = Math.max(targetPeak, await peakBytes(target));
+    targetPeak = Math.max(targetPeak, (await statsOf(target)).peakBytes);
     fs.rmSync(root, { recursive: true });
     for (const [rival, times] of theirs) {
       times.push(await daemons.time(rival, root));
@@ -81,6 +86,7 @@ async function compare(
   const seconds = ours.map((pulled) => pulled.ms / 1_000);
   const middle = median(seconds);
   emitSpread(emit, `artifacts.${name}`, seconds);
+  emit({ name: `artifacts.${name}.cpu_of_both_ends`, value: median(cpu), unit: "s" });
   for (const [rival, times] of theirs) {
     const baseline = median(times);
     const line = `artifacts.${name}.vs_${rival.name}`;
@@ -97,7 +103,7 @@ async function compare(
     const value = median(ours.map((pulled) => pulled[phase])) / 1_000;
     emit({ name: `artifacts.${name}.${phase.replace("Ms", "_s")}`, value, unit: "s" });
   }
-  const sourcePeak = await peakBytes(source);
+  const { peakBytes: sourcePeak } = await statsOf(source);
   emit({ name: `artifacts.${name}.source_peak`, value: sourcePeak / MiB, unit: "MiB" });
   emit({ name: `artifacts.${name}.target_peak`, value: targetPeak / MiB, unit: "MiB" });
 }
@@ -133,12 +139,12 @@ async function measureDelta({ base, emit }: Context, tree: Tree): Promise<void> 
   await using target = await startTarget();
   const root = path.join(base, "out");
   await pullFrom(target, { ...before, endpoints: [before.endpoint], root });
-  const sentBefore = await bytesSent(source);
+  const sentBefore = (await statsOf(source)).bytesSent;
   addFiles(tree.root, { first: tree.files, count: tree.files / 100 });
   const after = (await source.ask("seal")) as Offered;
   const pulled = await pullFrom(target, { ...after, endpoints: [after.endpoint], root });
   checkSame(tree.root, root);
-  const moved = (await bytesSent(source)) - sentBefore + after.manifestBytes;
+  const moved = (await statsOf(source)).bytesSent - sentBefore + after.manifestBytes;
   emit({ name: "artifacts.delta.bytes_ratio", value: moved / after.bytes, unit: "ratio" });
   emit({ name: "artifacts.delta.seconds", value: pulled.ms / 1_000, unit: "s" });
 }
@@ -188,12 +194,16 @@ async function endpointOf(link: Peer): Promise<string> {
   return ((await link.ask("endpoint")) as { endpoint: string }).endpoint;
 }
 
-async function peakBytes(peer: Peer): Promise<number> {
-  return ((await peer.ask("stats")) as { peakBytes: number }).peakBytes;
+interface Stats {
+  readonly peakBytes: number;
+  readonly cpuMs: number;
+  readonly bytesSent: number;
 }
 
-async function bytesSent(source: Peer): Promise<number> {
-  return ((await source.ask("stats")) as { bytesSent: number }).bytesSent;
+/** A target has sent nothing and says so by leaving it out. */
+async function statsOf(peer: Peer): Promise<Stats> {
+  const { peakBytes = 0, cpuMs = 0, bytesSent = 0 } = (await peer.ask("stats")) as Partial<Stats>;
+  return { peakBytes, cpuMs, bytesSent };
 }
 
 /** @throws Error when a byte or a name differs. */
