@@ -70,8 +70,9 @@ export interface WeightRecord {
   copyMs: number | null;
   /** Names the values, whoever they came from; null when they came from no live replica. */
   content: string | null;
-  /** Which gave verified tensors, in order. */
+  /** Which gave verified tensors, in order, and how they came from each. */
   sources: string[];
+  transports: string[];
   /** Which did not, and why. */
   failures: { source: string; code: Code; message: string }[];
   /** GPU memory that the agent took meanwhile; null when it could not be read. */
@@ -204,6 +205,7 @@ export class Ledger {
       copyMs: null,
       content: null,
       sources: [],
+      transports: [],
       failures: [],
       costBytes: null,
       offered: null,

@@ -20,7 +20,7 @@ import { type Membership, type MembershipSettings, openMembership } from "./memb
 import { newestOnly } from "./newest-only.ts";
 import { NodeLink } from "./node-link.ts";
 import { openTrust, type TrustSettings } from "./open-trust.ts";
-import type { WeightParts, WeightSettings } from "./open-weights.ts";
+import type { WeightParts, WeightSettings, WeightSurroundings } from "./open-weights.ts";
 import type { ArtifactTrust } from "./trust.ts";
 import { joinMsMax, keepMember } from "./upkeep.ts";
 
@@ -74,10 +74,12 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
   refusePlaintext({ ...settings, coordinator }, { isTls: source !== null || failure !== null });
   const { connectMsMax, silenceMsMax } = settings;
   const shown = source?.isMember ? withRevoked(source.material, trust) : null;
+  // Nobody gets in before we have joined: then peers are let in at the address that is known by now.
+  const tlsOfServers =
+    source === null && failure === null ? null : (shown ?? nobody(systemClock.wallMs()));
   const server = await startHttpServer({
     ...settings.listen,
-    // Nobody gets in before we have joined: then peers are let in at the address that is known by now.
-    tls: source === null && failure === null ? null : (shown ?? nobody(systemClock.wallMs())),
+    tls: tlsOfServers,
     threads: settings.threads,
     limits: { readersMax: settings.readersMax },
     events: {
@@ -98,9 +100,11 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
     ...(source === null && failure === null ? {} : { tls: toShow }),
   });
   const closing = new AbortController();
+  const weights = await openWeights(settings, { clock: systemClock, log, tls: tlsOfServers });
   const renew = async (material: TlsMaterial): Promise<void> => {
     await server.renew(material);
     fetcher.renew(material);
+    weights?.renew(material);
   };
   const revokedKeys = () => trust.revokedKeys;
   const surroundings = { clock: systemClock, random: Math.random, log };
@@ -127,22 +131,26 @@ export async function openAgent(settings: AgentSettings, log: Log): Promise<Agen
     sealer,
     claim: claimCache,
     trust,
-    weights: await openWeights(settings),
+    weights,
     clock: systemClock,
     random: Math.random,
     [Symbol.asyncDispose]: async () => {
       closing.abort();
       await upkeep;
       await link[Symbol.asyncDispose]();
-      await Promise.all([server, fetcher, sealer].map((part) => part[Symbol.asyncDispose]()));
+      const parts = [server, fetcher, sealer, ...(weights === null ? [] : [weights])];
+      await Promise.all(parts.map((part) => part[Symbol.asyncDispose]()));
     },
   };
 }
 
-async function openWeights({ weights }: AgentSettings): Promise<WeightParts | null> {
+async function openWeights(
+  { weights }: AgentSettings,
+  surroundings: WeightSurroundings,
+): Promise<WeightParts | null> {
   if (weights === null) return null;
   const { openWeightParts } = await import("./open-weights.ts");
-  return openWeightParts(weights, systemClock);
+  return openWeightParts(weights, surroundings);
 }
 
 async function openAgentTrust({ trust, nodeId }: AgentSettings, log: Log): Promise<ArtifactTrust> {
@@ -161,10 +169,21 @@ async function takePolicy(trust: ArtifactTrust, envelope: Buffer, log: Log): Pro
   }
 }
 
+/** Hosts under which this agent is reached, or says it is. */
+function doorsOf(settings: AgentSettings): string[] {
+  const { listen, weights } = settings;
+  const told = advertisedOf(settings).map((url) => new URL(url).hostname);
+  return [listen.host, ...(weights === null ? [] : [weights.listen.host]), ...told];
+}
+
+function advertisedOf({ advertise, weights }: AgentSettings): string[] {
+  return [advertise, weights?.advertise ?? null].filter((url) => url !== null);
+}
+
 /** What installs anything from anybody stays on this machine. */
-function refuseOpenDoors({ trust, listen, advertise }: AgentSettings): void {
-  const hosts = [listen.host, ...(advertise === null ? [] : [new URL(advertise).hostname])];
-  const open = hosts.find((host) => !isLoopback(host));
+function refuseOpenDoors(settings: AgentSettings): void {
+  const { trust } = settings;
+  const open = doorsOf(settings).find((host) => !isLoopback(host));
   if (trust.mode !== "insecure" || open === undefined) return;
   throw new RelightError(
     "config_invalid",
@@ -194,20 +213,17 @@ async function join(
   }
 }
 
-function refusePlaintext(
-  { listen, advertise, coordinator }: Pick<AgentSettings, "listen" | "advertise" | "coordinator">,
-  { isTls }: { readonly isTls: boolean },
-): void {
-  if (isTls && advertise?.startsWith("http:") === true) {
+function refusePlaintext(settings: AgentSettings, { isTls }: { readonly isTls: boolean }): void {
+  const plain = advertisedOf(settings).find((url) => url.startsWith("http:"));
+  if (isTls && plain !== undefined) {
     throw new RelightError(
       "config_invalid",
-      `Cannot advertise "${advertise}": the agent speaks TLS, want https`,
+      `Cannot advertise "${plain}": the agent speaks TLS, want https`,
     );
   }
   if (isTls) return;
-  const dialled = new URL(`tcp://${coordinator}`).hostname;
-  const told = advertise === null ? [] : [new URL(advertise).hostname];
-  const open = [listen.host, ...told, dialled].find((host) => !isLoopback(host));
+  const dialled = new URL(`tcp://${settings.coordinator}`).hostname;
+  const open = [...doorsOf(settings), dialled].find((host) => !isLoopback(host));
   if (open === undefined) return;
   throw new RelightError(
     "config_invalid",

@@ -57,7 +57,7 @@ export function openReplicaWeights(
     ...{ link, clock, log, narrator, ledger, onChange },
     ...{ isPublishing: settings.isPublishing, discoverMsMax: settings.discoverMsMax },
     openSource: door.openSource,
-    endpoint: () => opened.endpoint,
+    endpoints: () => opened.endpoints(),
   });
   const { sourcesFor, lookFor, events } = replica;
   const opened = door.open({ sourcesFor, lookFor, events, whenWarm });
@@ -75,8 +75,8 @@ interface ReplicaWeightsOptions {
   readonly log: Log;
   readonly narrator: Narrator;
   readonly openSource: WeightFinderParts["openSource"];
-  /** Where other agents of this machine reach ours. */
-  readonly endpoint: () => string;
+  /** Where other agents reach ours, best first. */
+  readonly endpoints: () => Promise<readonly string[]>;
   readonly isPublishing: boolean;
   /** Longest wait for the coordinator. */
   readonly discoverMsMax: number;
@@ -135,7 +135,7 @@ class ReplicaWeights {
   };
 
   async #offer(manifest: WeightManifest): Promise<void> {
-    const { link, narrator, isPublishing, endpoint, onChange } = this.#options;
+    const { link, narrator, isPublishing, endpoints, onChange } = this.#options;
     if (!isPublishing) return;
     const { generation } = manifest;
     const content = contentId(manifest);
@@ -152,7 +152,7 @@ class ReplicaWeights {
           pieceCount: manifest.allocations.length,
           baseArtifactIds: [],
         },
-        endpoints: [endpoint()],
+        endpoints: await endpoints(),
         complete: true,
         status: "ready",
         workerRank: manifest.coordinate.tensor.rank,
@@ -196,6 +196,7 @@ class ReplicaWeights {
     Object.assign(record, { state: "loaded", code: null, reason: null, bytes, content, costBytes });
     record.copyMs = Math.round(copyMs);
     record.sources = [...sources];
+    record.transports = [...report.transports];
     record.failures = [...failures];
     this.#options.narrator.say(
       `warm: ${label}: ${formatBytes(bytes)} from ${sources.length} live in ${formatMs(report.totalMs)}, every tensor verified`,

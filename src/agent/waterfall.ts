@@ -91,12 +91,13 @@ function drawCache(cache: CacheRecord): string {
 }
 
 function drawWeights(weights: WeightRecord): string {
-  const { part, state, code, tensors, bytes, copyMs, offered } = weights;
+  const { part, state, code, tensors, bytes, copyMs, offered, transports } = weights;
+  const by = transports.length === 0 ? "" : ` by ${[...new Set(transports)].join(", ")}`;
   const parts = [
     count(tensors, "tensor"),
     ...(copyMs === null
       ? []
-      : [`${formatBytes(bytes)} copied and verified in ${formatMs(copyMs)}`]),
+      : [`${formatBytes(bytes)} copied${by} and verified in ${formatMs(copyMs)}`]),
     ...(offered === null ? [] : [`offered as generation ${offered.generation}`]),
   ];
   return `  weights ${part}: ${state}${code === null ? "" : ` (${code})`}; ${parts.join(", ")}`;

@@ -38,33 +38,34 @@ export async function findWeightSources(
   { layout, hints }: { readonly layout: WeightLayout; readonly hints: readonly string[] },
   signal: AbortSignal,
 ): Promise<FoundSources> {
-  const named = hints.map((hint) => ({ endpoint: hint, isNamed: true }));
-  const asked = await askCoordinator(link, layout, signal).catch((thrown: unknown) => {
-    if (named.length === 0) throw thrown;
+  const found = await askCoordinator(link, layout, signal).catch((thrown: unknown) => {
+    if (hints.length === 0) throw thrown;
     return [];
   });
-  const endpoints = [
-    ...named,
-    ...asked
-      .flatMap((source) => source.endpoints)
-      .map((endpoint) => ({ endpoint, isNamed: false })),
+  const others = found.filter(({ endpoints }) => !endpoints.some((one) => hints.includes(one)));
+  const sources: OpenSource[] = [
+    ...hints.map((hint) => openSource(hint) ?? nowhere(hint)),
+    ...others.flatMap((source) => openNearest(source, openSource)),
   ];
-  const sources: OpenSource[] = [];
-  const seen = new Set<string>();
-  for (const { endpoint, isNamed } of endpoints) {
-    if (seen.has(endpoint)) continue;
-    seen.add(endpoint);
-    const source = openSource(endpoint);
-    if (source !== null) sources.push(source);
-    else if (isNamed) sources.push(nowhere(endpoint));
-  }
-  if (sources.length === 0) throw await nobody(link, { layout, found: asked.length }, signal);
+  if (sources.length === 0) throw await nobody(link, { layout, found: found.length }, signal);
   return {
     sources,
     [Symbol.dispose]: () => {
       for (const source of sources) source[Symbol.dispose]();
     },
   };
+}
+
+/** By the best of its endpoints that leads anywhere from here; none when none does. */
+function openNearest(
+  { endpoints }: FoundSource,
+  openSource: WeightFinderParts["openSource"],
+): OpenSource[] {
+  for (const endpoint of endpoints) {
+    const source = openSource(endpoint);
+    if (source !== null) return [source];
+  }
+  return [];
 }
 
 /**
@@ -102,7 +103,7 @@ function nowhere(endpoint: string): OpenSource {
     Promise.reject(
       new RelightError(
         "source_unreachable",
-        `Cannot read weights from "${endpoint}": wanted a socket of an agent on this machine`,
+        `Cannot read weights from "${endpoint}": wanted a socket of an agent on this machine, or http://HOST:PORT`,
       ),
     );
   return { name: endpoint, offer: refuse, claim: refuse, [Symbol.dispose]: () => {} };
@@ -116,7 +117,7 @@ async function nobody(
   if (found > 0) {
     return new RelightError(
       "no_source",
-      `Cannot load weights from a live replica: ${found} serve them on other machines, wanted one on this machine`,
+      `Cannot load weights from a live replica: ${found} serve them where this agent cannot read, wanted a socket of this machine or HTTP`,
     );
   }
   const want = weightIdentity(layout, await within(link.identified, signal));

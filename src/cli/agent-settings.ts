@@ -38,6 +38,11 @@ function weightSettings(config: Config): WeightSettings {
     busyMsMax: config["weights.busy_budget"],
     callMsMax: config["agent.connect_timeout"],
     silenceMsMax: config["agent.silence_max"],
+    listen: config["weights.listen"],
+    advertise: config["weights.advertise"],
+    threads: config["agent.workers"],
+    bytesPerSecondMax: config["weights.rate_max"] || Number.POSITIVE_INFINITY,
+    transport: config["weights.transport"],
     pretendGpu: config["weights.pretend_gpu"],
   };
 }

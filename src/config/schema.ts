@@ -7,6 +7,7 @@ import type { Setting, ValueOf } from "./kinds.ts";
 import {
   address,
   boolean,
+  bytes,
   choice,
   directories,
   duration,
@@ -119,6 +120,26 @@ export const schema = {
       "Unix socket, mode 0600, at which engines hand over their weights. Without it each process takes one in a private folder and tells its engine in RELIGHT_AGENT_SOCKET.",
   }),
 
+  "weights.listen": address({
+    fallback: "127.0.0.1:0",
+    portMin: 0,
+    about: "Where live weights are served to agents of other machines. Port 0 takes any free one.",
+  }),
+  "weights.advertise": url({
+    fallback: null,
+    about: "URL by which they reach it, when it differs from the address it listens on.",
+  }),
+  "weights.transport": choice(["auto", "cuda-ipc", "nccl", "http"], {
+    fallback: "auto",
+    about:
+      "How live weights come: `auto` takes what both sides share, memory of one machine before NCCL before HTTP.",
+  }),
+  "weights.rate_max": bytes({
+    fallback: "0B",
+    min: 0,
+    max: 2 ** 50,
+    about: "What all readers of one engine's weights together may take a second; 0B is no cap.",
+  }),
   "weights.readers_max": integer({
     fallback: "4",
     min: 1,

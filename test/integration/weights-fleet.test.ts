@@ -4,7 +4,7 @@
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
-import { relightJson, startTestCoordinator } from "../support/relight.ts";
+import { freePort, relightJson, startTestCoordinator } from "../support/relight.ts";
 import { temporaryFolder } from "../support/temporary-folder.ts";
 import {
   askEngine,
@@ -58,12 +58,33 @@ describe("live weights in a fleet", { timeout: 120_000 }, () => {
     assert.match(page, /relight_weights_total\{outcome="cold",code="layout_mismatch"\} 1/);
   });
 
-  test("without a coordinator nothing is known of sources, and the start says that", async () => {
+  test("without a coordinator nothing is known of sources, but REMOTE_INSTANCE_IP names one, read over HTTP", async () => {
     using folder = temporaryFolder();
-    await using replica = await startWeightsReplica(folder, "a", { coordinator: "127.0.0.1:9" });
-    await replica.printed(/healthy/);
-    const weights = await engineWeights(replica);
-    assert.equal(weights.code, "coordinator_unreachable");
-    assert.deepEqual(weights.holds, [true, true]);
+    const port = await freePort();
+    const at = { coordinator: "127.0.0.1:9", engine: ["loader_engine.py", "vllm"] };
+    const listen = [`--weights-listen=127.0.0.1:${port}`];
+    await using source = await startWeightsReplica(folder, "a", {
+      ...at,
+      flags: listen,
+      salt: "one",
+    });
+    await source.printed(/healthy/);
+    assert.equal((await bootOf(source)).weights[0]?.code, "coordinator_unreachable");
+    await using target = await startWeightsReplica(folder, "b", {
+      ...at,
+      flags: ["--weights-transport=http"],
+      salt: "other",
+      environment: {
+        REMOTE_INSTANCE_IP: "127.0.0.1",
+        REMOTE_INSTANCE_SERVER_PORT: String(port),
+      },
+    });
+    await target.printed(/healthy/);
+    const weights = await askEngine(target, "weights?one");
+    assert.equal(Boolean(weights.holds), true);
+    assert.match(target.output(), /warm: weights/);
+    const [record] = (await bootOf(target)).weights;
+    assert.deepEqual(record?.sources, [`http://127.0.0.1:${port}`]);
+    assert.deepEqual(record?.transports, ["http"]);
   });
 });
