@@ -25,6 +25,7 @@ import {
   readReceipts,
   removeMarker,
   writeMarker,
+  writeStatement,
 } from "../artifacts/receipt.ts";
 import { uninstall } from "../artifacts/uninstall.ts";
 import { PieceSet } from "../core/pieces.ts";
@@ -58,6 +59,8 @@ export interface ClaimedCache extends Disposable {
     files: readonly ManifestFile[];
     sources: readonly string[];
     trust: TrustReceipt | null;
+    /** The author's envelope, kept for others; undefined where nobody was asked to sign. */
+    statement: Buffer | undefined;
     /** What the fetcher of the files was given. */
     finishing: Finishing;
     nowMs: number;
@@ -120,7 +123,11 @@ export const claimCache: ClaimCache = async (cache, options) => {
       verified: new PieceSet(listPieces(manifest).length),
     }),
     unstage: removeStaging,
-    install: async (order) => installStaged({ root, ...order }),
+    install: async ({ statement, ...order }) => {
+      const installed = installStaged({ root, ...order });
+      if (statement !== undefined) writeStatement(root, order.manifest.artifactId, statement);
+      return installed;
+    },
     offered: ({ files }, installed) =>
       files.map((file) => (installed.has(file.path) ? installedFile(root, file) : null)),
     [Symbol.dispose]: () => lock[Symbol.dispose](),

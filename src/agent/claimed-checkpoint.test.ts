@@ -79,7 +79,8 @@ async function install(
   spoil(staging.tree);
   try {
     const finishing = finishingOf(manifest, Date.now());
-    const order = { staging, manifest, files, finishing, sources: [], trust: null };
+    const told = { sources: [], trust: null, statement: undefined };
+    const order = { staging, manifest, files, finishing, ...told };
     await claimed.install({ ...order, nowMs: Date.now() });
   } catch (thrown) {
     assert.ok(thrown instanceof RelightError);

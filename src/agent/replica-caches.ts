@@ -32,6 +32,7 @@ import type { NodeLink } from "./node-link.ts";
 import { probeFacts } from "./probe.ts";
 import { Publisher } from "./publisher.ts";
 import { createRelay, noRelay } from "./relay.ts";
+import { relayAgain } from "./relay-again.ts";
 import { type ArtifactTrust, type Subject, subjectOf } from "./trust.ts";
 import { warmCache } from "./warm.ts";
 
@@ -149,6 +150,7 @@ export class ReplicaCaches {
     const phase = this.#ledger.startPhase("publish");
     const firstUntilMs = clock.monotonicMs() + settleMsMax;
     let isFirst = true;
+    await this.#relayAgain(stop);
     while (!stop.aborted) {
       await this.#followPolicy(stop);
       for (const state of this.#states) await this.#look(state, stop);
@@ -164,6 +166,23 @@ export class ReplicaCaches {
         isFirst = false;
       }
       await clock.sleep(isFirst ? Math.max(settleMs / 2, 100) : deltaIntervalMs, stop);
+    }
+  }
+
+  /** What an earlier start installed; what this one installed is offered since. */
+  async #relayAgain(stop: AbortSignal): Promise<void> {
+    const { server, link, trust, log } = this.#parts;
+    const relay = createRelay({ server, announce: link.announce, retract: link.retract, log });
+    const onFailure = (error: unknown) => this.#warn(error);
+    for (const state of this.#states.filter(({ record }) => record.fetched === 0)) {
+      using deadline = this.#phaseDeadline("offering installations", recheckMsMax, stop);
+      try {
+        using claimed = await this.#claim(state, deadline.signal);
+        await relayAgain(state.cache, { claimed, trust, relay, onFailure });
+      } catch (thrown) {
+        stop.throwIfAborted();
+        this.#warn(thrown);
+      }
     }
   }
 

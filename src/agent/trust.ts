@@ -75,6 +75,11 @@ export interface ArtifactTrust {
     asked: { fetcher: PieceFetcher; at: SourceAddress; subject: Subject },
     signal: AbortSignal,
   ): Promise<Granted>;
+  /**
+   * What was installed on an earlier day, by the envelope that was kept with it: may be handed on again.
+   * @throws RelightError why not.
+   */
+  readmit(statement: Buffer, receipt: Receipt): Granted;
   /** Why what was installed earlier may not be used any more; null when it may. */
   recheck(receipt: Receipt): Refusal | null;
   /** Call when an artifact was installed. */
@@ -109,6 +114,9 @@ export const insecureTrust: ArtifactTrust = {
       "manifest_invalid",
       `Cannot use manifest: it is of family "${manifest.family}", wanted "${subject.family}"`,
     );
+  },
+  readmit: () => {
+    throw new RelightError("signature_missing", "Cannot relay artifact: nobody was asked to sign");
   },
   recheck: () => null,
   remember: async () => {},
@@ -164,11 +172,24 @@ export class ClosedTrust implements ArtifactTrust {
     { fetcher, at, subject }: Parameters<ArtifactTrust["grant"]>[0],
     signal: AbortSignal,
   ): Promise<Granted> {
-    const { keeper, clock, environment } = this.#options;
+    const { environment } = this.#options;
     // Under no policy nothing can come of it, so nobody is asked for anything.
     this.#policy();
     const statement = await fetcher.statement(at, { bytesMax: statementBytesMax }, signal);
     const wanted: Wanted = { ...subject, artifactId: at.artifactId, environment };
+    return this.#admit(statement, wanted);
+  }
+
+  readmit(statement: Buffer, { artifactId, trust }: Receipt): Granted {
+    if (trust === null)
+      throw new RelightError("signature_missing", "Cannot relay artifact: nobody vouched for it");
+    const { family, identity, model } = trust.facts;
+    const { environment } = this.#options;
+    return this.#admit(statement, { artifactId, family, identity, model, environment });
+  }
+
+  #admit(statement: Buffer, wanted: Wanted): Granted {
+    const { keeper, clock } = this.#options;
     const { manifest, facts, verdict } = verifyStatement(statement, {
       policy: keeper.policy,
       wanted,
@@ -270,6 +291,7 @@ export function brokenTrust(failure: RelightError): ArtifactTrust {
     refresh: async () => {},
     offer: async () => {},
     grant: async () => refuse(),
+    readmit: refuse,
     recheck: () => ({ state: "refused", code: failure.code, reason: failure.message }),
     remember: async () => {},
     author: refuse,

@@ -126,6 +126,7 @@ async function warmFrom(
         files,
         sources: artifact.sources.map(({ endpoint }) => endpoint),
         trust,
+        statement,
         finishing,
         nowMs: options.clock.wallMs(),
       }),

@@ -135,10 +135,14 @@ export function sealForeign(manifest: Manifest): SealedManifest {
   return encodeOrdered(manifest);
 }
 
-function checkManifest({ files }: Manifest): void {
+/** Before any of them is looked at. @throws RelightError `manifest_invalid`. */
+export function checkFileCount(count: number): void {
   const { filesMax } = manifestLimits;
-  if (files.length === 0 || files.length > filesMax)
-    invalid(`${files.length} files, want 1 to ${filesMax}`);
+  if (count === 0 || count > filesMax) invalid(`${count} files, want 1 to ${filesMax}`);
+}
+
+function checkManifest({ files }: Manifest): void {
+  checkFileCount(files.length);
   checkPaths(files);
   checkSizes(files);
 }
@@ -184,6 +188,7 @@ function parse(bytes: Buffer): Manifest {
     return invalid(`${issue?.path.join(".") ?? ""}: ${issue?.message ?? "wrong shape"}`);
   }
   const { family, files } = result.data;
+  checkFileCount(files.length);
   files.forEach((file, at) => {
     const problem = fileProblem(file);
     if (problem !== null) invalid(`files.${at}: ${problem}`);

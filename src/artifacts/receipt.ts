@@ -14,6 +14,8 @@ import { trustReceiptShape } from "../trust/receipt.ts";
 import { ownFolder, unsafePath } from "./paths.ts";
 
 const bytesMax = 256 * MiB;
+/** Of an author's envelope beside its receipt. */
+const statementSuffix = ".dsse";
 const relativePath = z.string().refine((text) => unsafePath(text) === null);
 
 const receiptShape = z.strictObject({
@@ -68,8 +70,21 @@ export function writeReceipt(root: string, receipt: Receipt, text = JSON.stringi
   writeWhole(path.join(ownPaths(root).receipts, `${receipt.artifactId}.json`), text);
 }
 
+/** With the statement that was kept beside it. */
 export function removeReceipt(root: string, { artifactId }: Receipt): void {
-  fs.rmSync(path.join(ownPaths(root).receipts, `${artifactId}.json`), { force: true });
+  for (const suffix of [statementSuffix, ".json"])
+    fs.rmSync(path.join(ownPaths(root).receipts, `${artifactId}${suffix}`), { force: true });
+}
+
+/** Keeps the author's envelope beside the receipt, so that it can be handed on after a restart. */
+export function writeStatement(root: string, artifactId: string, statement: Buffer): void {
+  writeWhole(path.join(ownPaths(root).receipts, `${artifactId}${statementSuffix}`), statement);
+}
+
+/** Null when none was kept. */
+export function readStatement(root: string, { artifactId }: Receipt): Buffer | null {
+  const file = path.join(ownPaths(root).receipts, `${artifactId}${statementSuffix}`);
+  return readSmall(file, bytesMax);
 }
 
 /** Every readable receipt; one that cannot be read is reported and ignored, never trusted. */

@@ -21,11 +21,11 @@ import type { Signer } from "../trust/keys.ts";
 import type { Policy } from "../trust/policy.ts";
 import { timeMs, timeShape, timeText } from "../trust/time.ts";
 import {
+  checkFileCount,
   encodeManifest,
   fileProblem,
   type Manifest,
   type ManifestFile,
-  manifestLimits,
   type SealedManifest,
   sealForeign,
 } from "./manifest.ts";
@@ -116,9 +116,7 @@ export function decodeStatement(bytes: Buffer): Statement {
   const { subject, predicate } = result.data;
   const { artifactId, family, createdAt, expiresAt, ...rest } = predicate;
   if (timeMs(expiresAt) <= timeMs(createdAt)) invalid("it expires before it was created");
-  const { filesMax } = manifestLimits;
-  if (subject.length === 0 || subject.length > filesMax)
-    invalid(`${subject.length} files, want 1 to ${filesMax}`);
+  checkFileCount(subject.length);
   const manifest = sealForeign({ family, files: subject.map(fileOf) });
   if (manifest.artifactId !== artifactId)
     invalid(`its files make artifact ${manifest.artifactId}, it says ${artifactId}`);

@@ -133,6 +133,55 @@ describe("relight trust", () => {
     }
   });
 
+  test("a mirror that started again carries what another signed after that one is gone", async () => {
+    using folder = temporaryFolder();
+    await using coordinator = await startTestCoordinator(folder.path("store"));
+    const { value: warmer } = await relightJson<Shown>([
+      "trust",
+      "show",
+      ...dirs(folder, "warmer"),
+    ]);
+    const author = `--author=warmer=${warmer.publicKey}`;
+    await relightJson(["trust", "init", ...dirs(folder, "office"), author]);
+    for (const name of ["warmer", "mirror", "replica"]) handOut(folder, "office", name);
+    folder.write("warmer/cache/k/kernel.bin", "compiled by the warmer");
+    const publish = ["artifact", "publish", "--settle=0s"];
+    const fetch = async (name: string) => {
+      const words = ["artifact", "fetch", ...cacheFlags(folder, name, coordinator.address)];
+      const { value, output } = await relightJson<{ caches: { state: string }[] }>(words);
+      return { state: value?.caches[0]?.state, output };
+    };
+    {
+      const flags = cacheFlags(folder, "warmer", coordinator.address);
+      await using publisher = relight([...publish, ...flags]);
+      await publisher.printed(/published jit/);
+      const taken = await fetch("mirror");
+      assert.equal(taken.state, "installed", taken.output);
+      // Says goodbye: nobody is sent to it any more.
+      publisher.child.kill("SIGTERM");
+      await publisher.exited;
+    }
+    await using mirror = relight([
+      ...publish,
+      ...cacheFlags(folder, "mirror", coordinator.address),
+    ]);
+    for (const until = Date.now() + 30_000; ; ) {
+      const { state, output } = await fetch("replica");
+      if (state === "installed") break;
+      assert.ok(Date.now() < until, `${output}\n${mirror.output()}`);
+      fs.rmSync(folder.path("replica/cache"), { recursive: true, force: true });
+    }
+    const contents = await relightJson<{ files: { path: string; signers: string[] }[] }>([
+      "artifact",
+      "contents",
+      ...cacheFlags(folder, "replica", "").filter((flag) => !/coordinator|trust-dir/.test(flag)),
+    ]);
+    assert.deepEqual(
+      contents.value.files.map(({ path: name, signers }) => [name, signers]),
+      [["k/kernel.bin", [warmer.keyId]]],
+    );
+  });
+
   test("a revocation reaches a connected agent within 5 s, through a coordinator that cannot make one up", async () => {
     using folder = temporaryFolder();
     await relightJson(["trust", "init", ...dirs(folder, "office")]);
