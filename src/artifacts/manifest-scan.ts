@@ -42,7 +42,7 @@ export function scanManifest(text: string, format: string): PlainManifest | null
   const files: PlainFile[] = [];
   let at = head.lastIndex;
   do {
-    const chunks = text.startsWith(noChunks, at) ? none : scanChunks(text, at);
+    const chunks = scanChunks(text, at);
     if (chunks === null) return null;
     const begin = at + chunksLength(chunks);
     rest.lastIndex = begin;
@@ -76,8 +76,9 @@ function valuesOf(
   };
 }
 
-/** Null where no list of digests begins. */
-function scanChunks(text: string, at: number): Hex32[] | null {
+/** The digests of `{"chunks":[...]`; null where no such list begins. */
+export function scanChunks(text: string, at: number): readonly Hex32[] | null {
+  if (text.startsWith(noChunks, at)) return none;
   const chunks: Hex32[] = [];
   if (!text.startsWith(someChunks, at)) return null;
   chunk.lastIndex = at + someChunks.length;
@@ -89,7 +90,7 @@ function scanChunks(text: string, at: number): Hex32[] | null {
   }
 }
 
-/** With the key, both brackets, and quotes and commas between. */
-function chunksLength({ length }: readonly Hex32[]): number {
+/** With the brace, the key, both brackets, and quotes and commas between. */
+export function chunksLength({ length }: readonly Hex32[]): number {
   return someChunks.length + Math.max(1, length * '"",'.length + length * hexLength);
 }
