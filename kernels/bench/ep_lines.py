@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the outputs of ep_bench.py (and digest_check.py) into bench/results/ep.json.
+"""Turns the outputs of ep_bench.py, digest_check.py and the elastic benches into bench/results/ep.json.
 
-    python3 kernels/bench/ep_lines.py --commit SHA --date ISO ep8.json ep4.json digest.json > bench/results/ep.json
+    python3 kernels/bench/ep_lines.py --commit SHA --date ISO --keep bench/results/ep.json --four ep4.json
+        --elastic elastic.json soak.json --nccl nccl.json > NEW
 """
 import argparse
 import json
@@ -53,30 +54,52 @@ def lines_of(results, ranks):
     return found
 
 
+def elastic_lines(elastic, nccl):
+    """Lines of bench/ep-elastic.ts as they are, and a growth against NCCL's."""
+    found = [line for one in elastic for line in one]
+    value = {line["name"]: line["value"] for line in found}
+    if nccl and "ep.join.ready_to_first_step_ms" in value:
+        found.append(line("ep.scale.vs_nccl_recreate", value["ep.join.ready_to_first_step_ms"], "ms",
+                          nccl["all_ms"]))
+        found.append(line("ep.scale.standstill_vs_nccl_recreate", value["ep.join.worst_iteration_ms"], "ms",
+                          nccl["all_ms"]))
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--commit", required=True)
     parser.add_argument("--date", required=True)
-    parser.add_argument("eight")
-    parser.add_argument("four")
-    parser.add_argument("digest")
+    parser.add_argument("--note", default="")
+    parser.add_argument("--keep", help="an earlier ep.json: what is not given anew is taken from it")
+    for name in ("eight", "four", "digest", "nccl"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--elastic", nargs="*", default=[])
     o = parser.parse_args()
-    eight, four, digest = (json.load(open(p)) for p in (o.eight, o.four, o.digest))
-    lines = lines_of(eight, 8) + lines_of(four, 4)
+    load = lambda path: json.load(open(path))  # noqa: E731
+    kept = load(o.keep)["detail"] if o.keep else {}
+    given = {"r8": o.eight, "r4": o.four, "digest": o.digest, "nccl_recreate": o.nccl}
+    detail = {name: load(path) if path else kept.get(name) for name, path in given.items()}
+    detail["elastic"] = [load(path) for path in o.elastic] or kept.get("elastic", [])
+    lines = lines_of(detail["r8"], 8) + lines_of(detail["r4"], 4)
     lines.append(line("ep.window.mb.r8.t128", 58.9, "MB", NIXL_WINDOW_MB))
-    best = max(digest["gbs_by_blocks_per_sm"].values())
-    lines.append(line("weights.digest.gbs", best, "GB/s", digest["copy_gbs"], faster=False))
+    best = max(detail["digest"]["gbs_by_blocks_per_sm"].values())
+    lines.append(line("weights.digest.gbs", best, "GB/s", detail["digest"]["copy_gbs"], faster=False))
+    lines += elastic_lines(detail["elastic"], detail["nccl_recreate"])
     print(json.dumps({
         "name": "ep", "date": o.date, "commit": o.commit,
         "command": "NCCL_NVLS_ENABLE=0 python3 kernels/bench/ep_bench.py --ranks {8,4} --out FILE; "
-                   "python3 kernels/test/digest_check.py --out FILE",
-        "machine": {"gpus": "8 x NVIDIA H200, NVLink (18 links a pair)", "driver": "580.159", "cuda": "13.0",
+                   "python3 kernels/test/digest_check.py --out FILE; npm run bench -- ep-elastic; "
+                   "NCCL_NVLS_ENABLE=0 python3 bench/ep_nccl_recreate.py --out FILE",
+        "machine": {"gpus": "NVIDIA H200, NVLink (18 links a pair)", "driver": "580.159", "cuda": "13.0",
                     "torch": "2.11.0+cu130", "nccl": "NCCL_NVLS_ENABLE=0",
-                    "note": "4 ranks ran on 4 of the 8 GPUs; the digest on one GPU"},
-        "shape": "hidden 7168, top 8, 256 experts; FP8 dispatch packed, BF16 combine; 132 blocks",
+                    "note": o.note or "r8 on 8 GPUs; r4 and the elastic lines on 4; the digest on one"},
+        "shape": "kernels: hidden 7168, top 8, 256 experts, FP8 dispatch packed, BF16 combine, 132 blocks; "
+                 "elastic: a layer of hidden 2048, inner 1024, 32 experts, top 4, 64 tokens a rank, BF16",
         "method": "docs/kernels.md; us = p50 over 200 steps of the slowest rank, right after a GPU barrier; "
-                  "baseline of us.r8: DeepEP LL on 8 x H200 (published kernel averages)",
-        "lines": lines, "detail": {"r8": eight, "r4": four, "digest": digest}}, indent=1))
+                  "baseline of us.r8: DeepEP LL on 8 x H200 (published kernel averages); elastic: wall time of "
+                  "a Node process for a whole step, medians of 5 rounds, `of_all` the worst of all",
+        "lines": lines, "detail": detail}, indent=1))
 
 
 if __name__ == "__main__":
