@@ -181,19 +181,27 @@ export class CudaCore {
     return { id, address: range.address as DevicePtr, count: want.count, slotBytes };
   }
 
-  fillSlot(slots: SlotsHandle, index: number, handle: MemoryHandle): void {
+  async fillSlot(slots: SlotsHandle, index: number, handle: MemoryHandle): Promise<void> {
     const { owner, range } = this.#handles.get(slots, "slots");
     this.#use(owner as ContextHandle);
     if (handle.kind !== "descriptor") {
       throw new RelightError("request_invalid", "Cannot map an ipc handle into a slot");
     }
-    fillSlot(this.#cuda, range, index, handle.pieces);
+    await this.#inTurns(slots, fillSlot(this.#cuda, range, index, handle.pieces));
   }
 
-  emptySlot(slots: SlotsHandle, index: number): void {
+  async emptySlot(slots: SlotsHandle, index: number): Promise<void> {
     const { owner, range } = this.#handles.get(slots, "slots");
     this.#use(owner as ContextHandle);
-    emptySlot(this.#cuda, range, index);
+    await this.#inTurns(slots, emptySlot(this.#cuda, range, index));
+  }
+
+  /** Launches of others go between two calls. They may make another context current, or close the slots. */
+  async #inTurns(slots: SlotsHandle, calls: Generator<void>): Promise<void> {
+    while (calls.next().done !== true) {
+      await nextTurn();
+      this.#use(this.#handles.get(slots, "slots").owner as ContextHandle);
+    }
   }
 
   openBlas(context: ContextHandle, file: string | null): BlasHandle {

@@ -124,7 +124,8 @@ export function reserveSlots(
     const address = cuda.out64("cuMemAddressReserve", slotBytes * want.count, 0, 0, 0);
     range = { ...range, address };
     for (let index = 0; index < want.count; index += 1) {
-      mapSlot(cuda, range, index, { isFilled: false, pieces: sinkPieces(range) });
+      const rests = mapSlot(cuda, range, index, { isFilled: false, pieces: sinkPieces(range) });
+      while (rests.next().done !== true);
     }
     return range;
   } catch (error) {
@@ -133,34 +134,42 @@ export function reserveSlots(
   }
 }
 
-/** @throws request_invalid, device_handle_invalid; the slot is a sink after a failure. */
-export function fillSlot(
+/**
+ * Comes to rest between calls of the driver, each of which takes up to milliseconds: what others wait for
+ * goes in between. The slot is a sink after a failure.
+ * @throws request_invalid, device_handle_invalid
+ */
+export function* fillSlot(
   cuda: Libcuda,
   range: SlotRange,
   index: number,
   pieces: readonly { readonly descriptor: number; readonly bytes: number }[],
-): void {
+): Generator<void> {
   checkFit(range, index, pieces);
   const imported = importPieces(cuda, pieces);
+  yield;
   const filled = imported.reduce((sum, { bytes }) => sum + bytes, 0);
   unmapSlot(cuda, range, index);
+  yield;
   try {
     const rest = sinkPieces(range, filled);
-    mapSlot(cuda, range, index, { isFilled: true, pieces: [...imported, ...rest] });
+    yield* mapSlot(cuda, range, index, { isFilled: true, pieces: [...imported, ...rest] });
   } catch (error) {
     unmapSlot(cuda, range, index);
     releasePieces(cuda, range, imported);
-    mapSlot(cuda, range, index, { isFilled: false, pieces: sinkPieces(range) });
+    yield* mapSlot(cuda, range, index, { isFilled: false, pieces: sinkPieces(range) });
     throw error;
   }
 }
 
-export function emptySlot(cuda: Libcuda, range: SlotRange, index: number): void {
+/** Rests as fillSlot() does. */
+export function* emptySlot(cuda: Libcuda, range: SlotRange, index: number): Generator<void> {
   const slot = range.slots[index];
   if (slot === undefined || !slot.isFilled) return;
   unmapSlot(cuda, range, index);
+  yield;
   releasePieces(cuda, range, slot.pieces);
-  mapSlot(cuda, range, index, { isFilled: false, pieces: sinkPieces(range) });
+  yield* mapSlot(cuda, range, index, { isFilled: false, pieces: sinkPieces(range) });
 }
 
 export function releaseSlots(cuda: Libcuda, range: SlotRange): void {
@@ -199,7 +208,7 @@ function sinkPieces(range: SlotRange, from = 0): readonly Piece[] {
   return pieces;
 }
 
-function mapSlot(cuda: Libcuda, range: SlotRange, index: number, slot: Slot): void {
+function* mapSlot(cuda: Libcuda, range: SlotRange, index: number, slot: Slot): Generator<void> {
   const address = range.address + BigInt(index * range.slotBytes);
   // Known first: unmapping what a failure here left half mapped goes by this list.
   range.slots[index] = slot;
@@ -208,6 +217,7 @@ function mapSlot(cuda: Libcuda, range: SlotRange, index: number, slot: Slot): vo
     cuda.call("cuMemMap", next, bytes, 0, handle, 0);
     next += BigInt(bytes);
   }
+  yield;
   cuda.call("cuMemSetAccess", address, range.slotBytes, accessOf(range.device), 1);
 }
 
