@@ -55,6 +55,27 @@ test("a group of processes grows, loses a rank to SIGKILL, recovers and lets one
   assert.ok(steps.some(({ members }) => members === 0b111));
 });
 
+test("a rank that stands still for longer than the kernels wait is evicted, told, and comes back", async () => {
+  await using ranks = new Ranks({ ...options, timeoutMs: 400 });
+  const [first, second, third] = ranks.start(3);
+  assert(first !== undefined && second !== undefined && third !== undefined);
+  await ranks.operate({ kind: "scale", ranks: 3 }, signal);
+  await moved(ranks, 3);
+  const before = third.session?.seat;
+  third.signal("SIGSTOP");
+  await ranks.until(() => told(first, "died") && told(second, "died"), "the verdict", signal);
+  third.signal("SIGCONT");
+  await ranks.until(() => told(third, "ended"), "the word to the evicted", signal);
+  await ranks.operate({ kind: "scale", ranks: 3 }, signal);
+  await moved(ranks, 3);
+  assert.notEqual(third.session?.seat?.incarnation, before?.incarnation);
+  assert.ok(third.isAlive);
+  const faulty = [first, second].flatMap(({ steps }) => steps.filter(({ isGood }) => !isGood));
+  assert.ok(faulty.length > 0, "the step that lacked it says so");
+  const wrong = ranks.all.flatMap(({ steps }) => steps.filter((step) => step.wrong > 0));
+  assert.deepEqual(wrong, []);
+});
+
 function alive(ranks: Ranks): RankProcess[] {
   return ranks.alive.filter((rank) => rank.slot !== null && !told(rank, "ended"));
 }
