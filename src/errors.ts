@@ -195,7 +195,7 @@ export const codes = {
     http: 502,
     exit: 12,
     means: "The source stopped sending before the transfer was complete.",
-    next: "Another source is used; look at the source that the message names.",
+    next: "Look at the source that the message names; where there is another, that one is used.",
   },
   source_busy: {
     blame: "remote",
@@ -227,7 +227,7 @@ export const codes = {
     http: 404,
     exit: 16,
     means: "No ready source shares this identity.",
-    next: "Nothing for a first replica; else compare identities with `relight source list`.",
+    next: "Nothing for a first replica; else make the facts agree that the message names.",
   },
   sources_exhausted: {
     blame: "remote",

@@ -14,6 +14,11 @@ const forwarded = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2
 const pollMs = 100;
 const answerMsMax = 2_000;
 
+const startErrors: Readonly<Record<string, string>> = {
+  ENOENT: "there is no such program (ENOENT)",
+  EACCES: "it may not be executed (EACCES)",
+};
+
 export interface Engine extends Disposable {
   /** The exit code, or 128 and the signal's number, as a shell says it. */
   readonly exited: Promise<number>;
@@ -51,7 +56,9 @@ export async function startEngine(command: readonly string[], env: Environment):
     });
   } catch (cause) {
     signals[Symbol.dispose]();
-    throw new RelightError("engine_start_failed", `Cannot start "${program}": ${errnoOf(cause)}`, {
+    const errno = errnoOf(cause);
+    const reason = startErrors[errno] ?? errno;
+    throw new RelightError("engine_start_failed", `Cannot start "${program}": ${reason}`, {
       cause,
     });
   }

@@ -79,3 +79,41 @@ export function toSourceIdentity({ family, sourceType, facts, extra }: Identity)
     },
   });
 }
+
+/**
+ * Fact by fact, how `other` differs from `own`: "torch: 2.11 there, 2.10 here"; null when it is not of the
+ * same family, or not an agent's.
+ */
+export function differencesOf(own: SourceIdentity, other: SourceIdentity): string[] | null {
+  const [here, there] = [flatten(own), flatten(other)];
+  if (there["family"] === undefined || there["family"] !== here["family"]) return null;
+  return [...new Set([...Object.keys(here), ...Object.keys(there)])]
+    .filter((name) => (here[name] ?? "").toLowerCase() !== (there[name] ?? "").toLowerCase())
+    .map((name) => `${name}: ${there[name] || "unknown"} there, ${here[name] || "unknown"} here`);
+}
+
+/** By the names that facts have; what the user added keeps its prefix. */
+function flatten(identity: SourceIdentity): Record<string, string> {
+  const extra = Object.entries(identity.extraParameters).map(
+    ([name, value]) => [name.replace(/^relight\./, ""), value] as const,
+  );
+  return {
+    ...Object.fromEntries(extra),
+    framework:
+      Object.entries(frameworks).find(([, number]) => number === identity.backendFramework)?.[0] ??
+      "",
+    framework_version: identity.backendFrameworkVersion,
+    model: identity.modelName,
+    revision: identity.revision,
+    torch: identity.torchVersion,
+    cuda: identity.cudaVersion,
+    triton: identity.tritonVersion,
+    gpu_arch: identity.gpuArch,
+    tp: String(identity.tensorParallelSize),
+    pp: String(identity.pipelineParallelSize),
+    ep: String(identity.expertParallelSize),
+    dtype: identity.dtype,
+    quantization: identity.quantization,
+    compile_config: identity.compileConfigDigest,
+  };
+}

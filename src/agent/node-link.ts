@@ -14,7 +14,7 @@ import { type SourceIdentity, SourceStatus } from "../protocol/gen/p2p_pb.ts";
 import { sourceIdOf } from "../protocol/source-id.ts";
 import type { PieceServer } from "../transport/transport.ts";
 import type { CoordinatorClient, FoundSource, Publication, Session } from "./coordinator-client.ts";
-import { toSourceIdentity } from "./identity-wire.ts";
+import { differencesOf, toSourceIdentity } from "./identity-wire.ts";
 import type { Announce, Retract } from "./relay.ts";
 
 const retryMs = 2_000;
@@ -23,6 +23,7 @@ const goodbyeMsMax = 2_000;
 /** Of sources that do not fit, so many are looked at, and so many asked why. */
 const listedMax = 10_000;
 const othersMax = 8;
+const comparedMax = 32;
 
 export interface NodeLinkOptions {
   readonly client: CoordinatorClient;
@@ -121,6 +122,25 @@ export class NodeLink implements AsyncDisposable {
     const filter = { modelNameFilter: model, statusFilter: SourceStatus.READY, limit: listedMax };
     const refs = await client.listSources(filter, signal);
     return refs.filter((ref) => ref.layoutSignature !== undefined && ref.workerId !== workerId);
+  }
+
+  /** How the source of this family that is most like us differs; null when nobody else has any. */
+  async nearest(family: Family, signal: AbortSignal): Promise<string | null> {
+    const { client, workerId } = this.#options;
+    const filter = { statusFilter: SourceStatus.READY, limit: listedMax };
+    const refs = await client.listSources(filter, signal);
+    const others = new Map(
+      refs.filter((ref) => ref.workerId !== workerId).map((ref) => [ref.mxSourceId, ref.workerId]),
+    );
+    const asked = [...others]
+      .slice(0, comparedMax)
+      .map(([sourceId, other]) => client.identityOf({ sourceId, workerId: other }, signal));
+    const own = this.#wireIdentity(family);
+    const [closest] = (await Promise.all(asked))
+      .map((identity) => (identity === null ? null : differencesOf(own, identity)))
+      .filter((differences) => differences !== null)
+      .toSorted((left, right) => left.length - right.length);
+    return closest === undefined || closest.length === 0 ? null : closest.join("; ");
   }
 
   /** Offers something under a name of this agent's own until it is taken back; the newest counts. */

@@ -43,6 +43,9 @@ const retryMsMin = 100;
 /** For taking back what may no longer be used, also when the budget is zero; it takes milliseconds. */
 const recheckMsMax = 5_000;
 
+/** For finding out why no source fits. */
+const compareMsMax = 500;
+
 export interface CacheSettings {
   /** Facts that the user gave; empty ones are unknown. */
   readonly facts: Partial<Record<keyof Facts, string>>;
@@ -344,6 +347,20 @@ export class ReplicaCaches {
     return startDeadlineOn(this.#parts.clock, { what, ms, parent });
   }
 
+  /** With what keeps the nearest source apart, if that can be had soon: this start is cold in any case. */
+  async #noSource({ family }: Cache, signal: AbortSignal): Promise<RelightError> {
+    const message = `No ready source has "${family.name}" for this identity`;
+    try {
+      using deadline = this.#phaseDeadline("comparing identities", compareMsMax, signal);
+      const nearest = await this.#parts.link.nearest(family, deadline.signal);
+      const others = nearest === null ? "" : `; the nearest differs in ${nearest}`;
+      return new RelightError("no_source", message + others);
+    } catch {
+      // The coordinator has answered that there is none; more was only asked to say why.
+      return new RelightError("no_source", message);
+    }
+  }
+
   async #warmOne(
     state: CacheState,
     candidates: readonly Candidate[],
@@ -353,13 +370,7 @@ export class ReplicaCaches {
     const { cache, record, subject } = state;
     try {
       if (candidates.length === 0) {
-        throw (
-          state.obstacle ??
-          new RelightError(
-            "no_source",
-            `No ready source has "${cache.family.name}" for this identity`,
-          )
-        );
+        throw state.obstacle ?? (await this.#noSource(cache, signal));
       }
       [record.code, record.reason] = [null, null];
       await warmCache({

@@ -6,7 +6,7 @@
 import type { Environment } from "../artifacts/family.ts";
 import { frameworkOf } from "../artifacts/identity.ts";
 import { formatMs } from "../core/units.ts";
-import { asRelightError, RelightError } from "../errors.ts";
+import { asRelightError, type Code, RelightError } from "../errors.ts";
 import { startDeadline } from "../platform/deadline.ts";
 import { writeBoot } from "./boot-store.ts";
 import {
@@ -56,6 +56,8 @@ class Run {
   readonly #parts: RunParts;
   readonly #ledger: Ledger;
   readonly #caches: ReplicaCaches;
+  /** Why the record could not be kept the last time. */
+  #recordFailure: Code | null = null;
   #kept: Promise<void> = Promise.resolve();
   #isPrepared = false;
 
@@ -211,7 +213,9 @@ class Run {
       });
     } catch (thrown) {
       const { code, message } = asRelightError(thrown);
-      this.#parts.log.warn("failure", { code, message });
+      // Each look writes it again: once is enough to know.
+      if (code !== this.#recordFailure) this.#parts.log.warn("failure", { code, message });
+      this.#recordFailure = code;
     }
   }
 }

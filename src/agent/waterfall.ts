@@ -32,6 +32,7 @@ export function explainBoot(record: BootRecord, earlier: readonly BootRecord[]):
     explainOutcome(record, earlier),
     ...explainTrust(record),
     ...explainCode(record.code, record.reason),
+    ...explainNoCaches(record),
     ...record.caches.flatMap(explainCache),
     ...record.weights.flatMap(explainWeights),
     ...explainSlowest(record),
@@ -112,7 +113,7 @@ function hitText(hit: number | null, installed: number): string {
 function explainOutcome(record: BootRecord, earlier: readonly BootRecord[]): string {
   const healthy =
     record.healthyMs === null
-      ? "never became healthy"
+      ? "was never seen healthy"
       : `was healthy after ${formatMs(record.healthyMs)}`;
   const saved = savedMs(record, earlier);
   const gain =
@@ -130,6 +131,14 @@ function explainTrust({ trust }: BootRecord): string[] {
         "Trust was switched off with --trust=insecure: whatever a peer offered was installed and run, signed or not.",
       ]
     : [];
+}
+
+function explainNoCaches({ caches, code }: BootRecord): string[] {
+  return caches.length > 0 || code !== null
+    ? []
+    : [
+        "No cache was exchanged: the engine's Python has no compiler that Relight knows. Name a cache with `--cache NAME=DIR`, or look with `relight doctor`.",
+      ];
 }
 
 function explainCode(code: Code | null, reason: string | null): string[] {

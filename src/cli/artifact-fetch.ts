@@ -23,11 +23,12 @@ export const command = defineCommand({
       signal,
     );
     const rows = record.caches.map(
-      ({ family, root, state, code, artifactId, fetched, fetchedBytes, alreadyThere }) => ({
+      ({ family, root, state, code, reason, artifactId, fetched, fetchedBytes, alreadyThere }) => ({
         family,
         root,
         state,
         code,
+        reason,
         artifactId,
         fetched,
         fetchedBytes,

@@ -111,6 +111,28 @@ describe("relight run", () => {
     assert.deepEqual(left.value.sources, [], "whoever said goodbye is not offered");
   });
 
+  test("says in which facts the nearest source differs when none fits", async () => {
+    using folder = temporaryFolder();
+    await using coordinator = await startTestCoordinator(folder.path("store"));
+    folder.write("there/kernel.bin", "compiled for another model");
+    const flags = (model: string, cache: string) => [
+      `--coordinator-address=${coordinator.address}`,
+      `--state-dir=${folder.path("state")}`,
+      `--model=${model}`,
+      "--families=none",
+      `--cache=jit=${folder.path(cache)}`,
+    ];
+    await using publisher = relight([
+      "artifact",
+      "publish",
+      "--settle=0s",
+      ...flags("one", "there"),
+    ]);
+    await publisher.printed(/published jit/);
+    const { output } = await relightJson(["artifact", "fetch", ...flags("two", "here")]);
+    assert.match(output, /the nearest differs in model: one there, two here"/);
+  });
+
   test("with --json tells the boot on standard error, and knows the model from the engine's command", async () => {
     using folder = temporaryFolder();
     folder.write("vllm", "#!/bin/sh\necho of the engine\nexit 3\n");
