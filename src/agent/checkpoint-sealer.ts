@@ -35,8 +35,8 @@ export class CheckpointSealer implements Sealer {
   readonly #inner: Sealer;
   readonly #options: CheckpointSealerOptions;
   #known: DigestRecord | null = null;
-  /** Of the last seal, which was looked at whole. */
-  #checkedId = "";
+  /** Looked at whole. */
+  #last: Seal | null = null;
 
   constructor(inner: Sealer, options: CheckpointSealerOptions) {
     this.#inner = inner;
@@ -45,8 +45,10 @@ export class CheckpointSealer implements Sealer {
 
   async seal(cache: Cache, settings: SealSettings, signal: AbortSignal): Promise<Seal | null> {
     const { stateFolder } = this.#options;
+    const found = findFiles(cache).flatMap((file) => stampOf(cache.root, file) ?? []);
+    if (this.#last !== null && this.#isUnchanged(found)) return this.#last;
     const known = this.#known ?? readDigestRecord(stateFolder, cache.root);
-    const hashed = await this.#hash(cache, { ...settings, known }, signal);
+    const hashed = await this.#hash(found, { ...settings, known }, signal);
     // The sealing thread remembers its last seal: only what it has not seen is told.
     const told = this.#known === null ? [...known.values(), ...hashed] : hashed;
     const seal = await this.#inner.seal(cache, { ...settings, known: told }, signal);
@@ -57,29 +59,34 @@ export class CheckpointSealer implements Sealer {
         "entry_changed",
         `Cannot seal "${cache.root}" now: "${changing.path}": ${changing.reason}`,
       );
-    if (seal.manifest.artifactId !== this.#checkedId) {
-      checkCheckpoint(filesOf(cache.root, seal));
-      this.#checkedId = seal.manifest.artifactId;
-    }
+    checkCheckpoint(filesOf(cache.root, seal));
     if (this.#known === null || hashed.length > 0)
       writeDigestRecord(stateFolder, cache.root, seal.files);
     this.#known = new Map(seal.files.map((file) => [file.entry.path, file]));
+    this.#last = seal;
     return seal;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {}
 
+  /** Every file and no other lies there as it was sealed: a folder of 700 GB is looked at every few seconds. */
+  #isUnchanged(found: readonly Unhashed[]): boolean {
+    return (
+      found.length === this.#known?.size &&
+      found.every((file) => isKnown(file, this.#known?.get(file.path)))
+    );
+  }
+
   /** Files that have settled and that nobody has hashed as they are. */
   async #hash(
-    cache: Cache,
+    found: readonly Unhashed[],
     { settledBeforeMs, known }: { settledBeforeMs: number; known: DigestRecord },
     signal: AbortSignal,
   ): Promise<SealedFile[]> {
-    const fresh = findFiles(cache).flatMap((found) => {
-      const unhashed = stampOf(cache.root, found);
+    const fresh = found.filter((unhashed) => {
       const isSettled = Number(unhashed.mtimeNs / 1_000_000n) <= settledBeforeMs;
       const isLarge = unhashed.size > chunkBytes && unhashed.size <= manifestLimits.fileBytesMax;
-      return isSettled && isLarge && !isKnown(unhashed, known.get(found.path)) ? [unhashed] : [];
+      return isSettled && isLarge && !isKnown(unhashed, known.get(unhashed.path));
     });
     const total = fresh.reduce((sum, { size }) => sum + size, 0);
     let done = 0;
@@ -109,9 +116,11 @@ interface Unhashed {
   readonly inode: bigint;
 }
 
-function stampOf(root: string, found: FoundFile): Unhashed {
+/** Null when it was removed meanwhile. */
+function stampOf(root: string, found: FoundFile): Unhashed | null {
   const file = found.realPath ?? path.join(root, found.path);
-  const stat = fs.lstatSync(file, { bigint: true });
+  const stat = fs.lstatSync(file, { bigint: true, throwIfNoEntry: false });
+  if (stat === undefined) return null;
   return {
     path: found.path,
     file,

@@ -12,7 +12,7 @@ import { isAsSealed, type Seal } from "../artifacts/seal.ts";
 import { asRelightError, type RelightError } from "../errors.ts";
 import { startDeadlineOn } from "../platform/deadline.ts";
 import { CheckpointSealer } from "./checkpoint-sealer.ts";
-import { claimCheckpoint } from "./claimed-checkpoint.ts";
+import { claimCheckpoint, takesBack } from "./claimed-checkpoint.ts";
 import { type CacheRecord, Ledger } from "./ledger.ts";
 import { type CacheParts, type CacheSettings, ReplicaCaches } from "./replica-caches.ts";
 import { subjectOf } from "./trust.ts";
@@ -99,7 +99,7 @@ export function openCheckpoint(options: CheckpointOptions): CheckpointNode {
       const receipt = findWhole(options, identity, (error) =>
         log.warn("failure", { code: error.code, message: error.message }),
       );
-      if (receipt !== null && trust.recheck(receipt) === null) {
+      if (receipt !== null && !takesBack(trust.recheck(receipt), receipt)) {
         const record = ledger.cache(family.name, root);
         record.state = "present";
         record.artifactId = receipt.artifactId;

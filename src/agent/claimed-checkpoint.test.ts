@@ -15,11 +15,11 @@ import { listPieces, type SealedManifest } from "../artifacts/manifest.ts";
 import { type Seal, seal } from "../artifacts/seal.ts";
 import { chunkBytes } from "../core/pieces.ts";
 import { MiB } from "../core/units.ts";
-import { RelightError } from "../errors.ts";
+import { type Code, RelightError } from "../errors.ts";
 import { systemClock } from "../platform/clock.ts";
 import { CheckpointSealer } from "./checkpoint-sealer.ts";
 import type { ClaimedCache } from "./claimed-cache.ts";
-import { claimCheckpoint } from "./claimed-checkpoint.ts";
+import { claimCheckpoint, takesBack } from "./claimed-checkpoint.ts";
 
 /** Long enough for every wait here, so that a lock that is never released fails and does not hang. */
 const signal = AbortSignal.timeout(20_000);
@@ -95,6 +95,17 @@ function source(folder: TemporaryFolder, name = "source") {
   return { root, manifest: sealed(root).manifest };
 }
 
+test("takesBack() data for a revocation only, code for every refusal", () => {
+  const receipt = (name: string) =>
+    ({ files: [{ path: name }] }) as unknown as Parameters<typeof takesBack>[1];
+  const refusal = (code: Code) => ({ state: "refused", code, reason: "" }) as const;
+  assert.equal(takesBack(null, receipt("own.py")), false);
+  assert.equal(takesBack(refusal("statement_expired"), receipt("a.safetensors")), false);
+  assert.equal(takesBack(refusal("statement_expired"), receipt("sub/own.py")), true);
+  assert.equal(takesBack(refusal("artifact_revoked"), receipt("a.safetensors")), true);
+  assert.equal(takesBack(refusal("signer_revoked"), receipt("a.safetensors")), true);
+});
+
 describe("claimCheckpoint()", () => {
   test("installs the whole, and neither a second look nor a seal reads a byte of it again", async () => {
     using folder = temporaryFolder();
@@ -124,6 +135,14 @@ describe("claimCheckpoint()", () => {
     const first = await sealer.seal(cache, settings, signal);
     assert.equal(first?.manifest.artifactId, from.manifest.artifactId);
     await sealer.seal(cache, settings, signal);
+    assert.deepEqual(
+      told,
+      [from.manifest.files.length],
+      "what has not changed is not sealed again",
+    );
+    fs.writeFileSync(path.join(claimed.root, "more.json"), "{}");
+    const more = await sealer.seal(cache, settings, signal);
+    assert.equal(more?.files.length, from.manifest.files.length + 1);
     assert.deepEqual(told, [from.manifest.files.length, 0], "the sealing thread is told once");
     assert.equal(claimed.pool.bytes, 0);
   });

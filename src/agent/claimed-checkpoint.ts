@@ -14,7 +14,9 @@ import {
 import { hashedFile } from "../artifacts/hash-file.ts";
 import type { HashPool } from "../artifacts/hash-pool.ts";
 import { createStaging, removeStagings, type Staging } from "../artifacts/install.ts";
+import { codeIn } from "../artifacts/kinds/checkpoint.ts";
 import { listPieces, type ManifestFile, type SealedManifest } from "../artifacts/manifest.ts";
+import type { Receipt } from "../artifacts/receipt.ts";
 import type { SealedFile } from "../artifacts/seal.ts";
 import { chunkBytes, PieceSet } from "../core/pieces.ts";
 import { jsonBytesMax } from "../core/structure.ts";
@@ -22,6 +24,7 @@ import { formatBytes } from "../core/units.ts";
 import { type Code, RelightError } from "../errors.ts";
 import { readSmall } from "../platform/files.ts";
 import { fromNodeError } from "../platform/node-errors.ts";
+import type { Refusal } from "../trust/decide.ts";
 import {
   type ClaimCache,
   type ClaimedCache,
@@ -38,6 +41,12 @@ export interface CheckpointClaimOptions {
 
 /** What takes an installed checkpoint back: an author's word against it, and not that a statement ran out. */
 const fatal: readonly Code[] = ["artifact_revoked", "signer_revoked"];
+/** Whether a refusal of today takes a checkpoint back that was allowed when it was installed; code always is. */
+export function takesBack(refusal: Refusal | null, { files }: Receipt): boolean {
+  if (refusal === null) return false;
+  return fatal.includes(refusal.code) || files.some(({ path: name }) => codeIn(name) !== null);
+}
+
 /** What is wrong with the bytes themselves; after anything else they are worth keeping. */
 const spoilt: readonly Code[] = ["structure_invalid", "path_unsafe", "manifest_invalid"];
 
@@ -45,7 +54,7 @@ export function claimCheckpoint(options: CheckpointClaimOptions): ClaimCache {
   return async (cache, asked) => {
     const recheck: typeof asked.recheck = (receipt) => {
       const refusal = asked.recheck(receipt);
-      return refusal !== null && fatal.includes(refusal.code) ? refusal : null;
+      return takesBack(refusal, receipt) ? refusal : null;
     };
     const claimed = await claimCache(cache, { ...asked, recheck });
     return new ClaimedCheckpoint(fs.realpathSync(cache.root), claimed, options);

@@ -212,20 +212,22 @@ describe("relight model", () => {
     const refused = async (name: string, reason: RegExp, exit: number) => {
       const dir = folder.path(name);
       const args = ["model", "publish", dir, "--model=bad", "--settle=0s"];
-      await using process = relight([...args, ...flags(folder, "source")]);
+      await using process = relight([...args, ...flags(folder, name)]);
       assert.equal(await process.exited, exit, process.output());
       await process.drained;
       assert.match(process.output(), reason);
     };
     writeCheckpoint(folder.path("torn"), { shards: 2, bytes: MiB });
     fs.truncateSync(folder.path(`torn/${shardName(1, 2)}`), MiB / 2);
-    await refused("torn", /model-00002-of-00002\.safetensors": its tensors have/, 34);
     writeCheckpoint(folder.path("short"), { shards: 2, bytes: MiB });
     fs.rmSync(folder.path(`short/${shardName(0, 2)}`));
-    await refused("short", /index says that .* is in "model-00001-of-00002/, 34);
     folder.write("empty/config.json", "{}");
-    await refused("empty", /it has no weights/, 34);
-    await refused("nowhere", /there is no such folder/, 4);
+    await Promise.all([
+      refused("torn", /model-00002-of-00002\.safetensors": its tensors have/, 34),
+      refused("short", /index says that .* is in "model-00001-of-00002/, 34),
+      refused("empty", /it has no weights/, 34),
+      refused("nowhere", /there is no such folder/, 4),
+    ]);
   });
 
   test("refuses code that was not asked for, and files of the target's own in the way", async () => {

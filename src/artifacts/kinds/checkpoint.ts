@@ -68,7 +68,8 @@ function hubFolder(root: string): string {
   return hubSnapshot(root)?.repository ?? root;
 }
 
-function codeIn(file: string): string | null {
+/** Why an engine might execute the file; null for data. */
+export function codeIn(file: string): string | null {
   if (pickles.test(file)) return "a pickle is code";
   return programs.test(file) ? "it is code" : null;
 }
