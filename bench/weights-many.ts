@@ -6,7 +6,7 @@ import { CudaDriver } from "../src/gpu/cuda.ts";
 import type { Emit } from "./main.ts";
 import { backend, inFleet, type Report } from "./weights-pair.ts";
 
-const rounds = 4;
+const rounds = 3;
 
 export async function run(emit: Emit): Promise<void> {
   const count = backend === "fake" ? 3 : await deviceCount();

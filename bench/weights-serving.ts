@@ -16,12 +16,12 @@ import { openDriver } from "../test/contracts/weights-agent.ts";
 import type { Emit } from "./main.ts";
 import { backend, inFleet, LineProcess } from "./weights-pair.ts";
 
-const seconds = 3;
+const seconds = 2;
 const gibibytes = 8;
 const never = new AbortController().signal;
-const caps = [null, 200e9, 100e9, 50e9] as const;
+const caps = [null, 200e9, 100e9, 50e9, 20e9] as const;
 
-export async function measureSlowdown(emit: Emit): Promise<void> {
+export async function run(emit: Emit): Promise<void> {
   await inFleet({ agent: {}, count: 1 }, async (fleet) => {
     const python = join(import.meta.dirname, "../python");
     const script = join(import.meta.dirname, "weights_gemm.py");

@@ -3,7 +3,8 @@
 // through NCCL over sockets. Both ends run on one machine, so the processor does both ends' work.
 
 import { spawnSync } from "node:child_process";
-import { cpus } from "node:os";
+import { mkdtempSync, rmSync } from "node:fs";
+import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import type { GpuDriver } from "../src/gpu/driver.ts";
 import { openDriver } from "../test/contracts/weights-agent.ts";
@@ -14,7 +15,18 @@ const wait = { signal: AbortSignal.timeout(500_000), deadlineMs: 60_000 };
 const rounds = 3;
 const slotBytes = 8 * 2 ** 20;
 
-export async function measureHttp(emit: Emit, directory: string): Promise<void> {
+export async function run(emit: Emit): Promise<void> {
+  const library = process.env["RELIGHT_WEIGHTS_NCCL_LIBRARY"];
+  const directory = mkdtempSync(join(tmpdir(), "relight-bench-"));
+  try {
+    await measureHttp(emit, directory);
+    await measureNccl(emit, library === undefined ? {} : { ncclLibrary: library });
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+async function measureHttp(emit: Emit, directory: string): Promise<void> {
   const threads = Math.max(1, Math.floor(cpus().length * 0.35));
   const agent = { transport: "http", threads, limits: { batchBytes: 2 ** 28 } } as const;
   const ways = { set: "llama70bOf8", from: "reserved", to: "reserved", agent } as const;
@@ -38,7 +50,7 @@ export async function measureHttp(emit: Emit, directory: string): Promise<void> 
 }
 
 /** @param libraries where libnccl is */
-export async function measureNccl(
+async function measureNccl(
   emit: Emit,
   libraries: { readonly ncclLibrary?: string },
 ): Promise<void> {
@@ -105,7 +117,7 @@ async function pinnedCopy(directory: string): Promise<number> {
 }
 
 function rawLoopback(): { readonly gbs: number; readonly streams: number } | null {
-  const counts = [4, 8, 12, 16].filter((count) => count <= cpus().length);
+  const counts = [8, 16, 24].filter((count) => count <= cpus().length);
   const { stdout, status } = spawnSync(
     "python3",
     [join(import.meta.dirname, "weights_loopback.py")],

@@ -7,8 +7,7 @@
 
 import { spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { CudaDriver } from "../src/gpu/cuda.ts";
 import { GpuDigester } from "../src/gpu/digest.ts";
@@ -22,9 +21,7 @@ import { planTransfer } from "../src/weights/plan.ts";
 import { spanBytes } from "../src/weights/tensor.ts";
 import type { Emit } from "./main.ts";
 import { backend, onPair, type PairOptions, type Report } from "./weights-pair.ts";
-import { measureSlowdown } from "./weights-serving.ts";
 import { layoutOf, type SetName } from "./weights-sets.ts";
-import { measureHttp, measureNccl as measureNcclTransport } from "./weights-transports.ts";
 
 const rounds = 5;
 const hbmBytesPerSecond = 4.8e12; // H200, data sheet.
@@ -47,24 +44,6 @@ export async function run(emit: Emit): Promise<void> {
     await measurePair(emit, { set, name: `${name}_torch`, from: "torch", to: "torch" });
     await measurePair(emit, { set, name: `${name}_reordered`, from: "reserved", to: "reversed" });
     measureNccl(emit, { set, name, ms: best });
-  }
-  await measureOthers(emit);
-}
-
-/** Each by itself: one that cannot run here says so and leaves the others their turn. */
-async function measureOthers(emit: Emit): Promise<void> {
-  const directory = mkdtempSync(join(tmpdir(), "relight-bench-"));
-  const library = process.env["RELIGHT_WEIGHTS_NCCL_LIBRARY"];
-  try {
-    for (const measure of [
-      () => measureHttp(emit, directory),
-      () => measureNcclTransport(emit, library === undefined ? {} : { ncclLibrary: library }),
-      () => measureSlowdown(emit),
-    ]) {
-      await measure().catch((error: Error) => console.error(`weights: ${error.message}`));
-    }
-  } finally {
-    rmSync(directory, { recursive: true, force: true });
   }
 }
 

@@ -264,7 +264,8 @@ export interface GpuDriver extends AsyncDisposable {
 
   /**
    * Meets the other end, which calls this with the same id and the other rank.
-   * @throws device_unsupported without NCCL, deadline_exceeded when it does not come, source_unreachable
+   * @throws device_unsupported without NCCL, transport_unavailable for two ends on one GPU,
+   *   deadline_exceeded when the other does not come, source_unreachable
    */
   openPair(
     context: ContextHandle,

@@ -4,7 +4,7 @@
 // NCCL API, version 2.18 and later; the library is found at first use.
 
 import koffi, { type LibraryHandle } from "koffi";
-import { RelightError } from "../errors.ts";
+import { type Code, RelightError } from "../errors.ts";
 import type { PairMove, Wait } from "./driver.ts";
 import { checkWait } from "./wait.ts";
 
@@ -28,6 +28,8 @@ const success = 0;
 const inProgress = 7;
 /** ncclRemoteError, and ncclSystemError, which a closed socket is as often told as. */
 const peerGone: ReadonlySet<number> = new Set([2, 6]);
+/** ncclInvalidUsage: what it says of two ends on one GPU. */
+const invalidUsage = 5;
 const byteType = 0; // ncclInt8
 const oldestVersion = 21_800;
 const configBytes = 48;
@@ -84,7 +86,7 @@ export class Nccl {
     this.#begun("ncclGroupEnd");
   }
 
-  /** @throws source_unreachable, device_failed; gives whether what was begun is done */
+  /** @throws source_unreachable, transport_unavailable, device_failed; gives whether what was begun is done */
   isSettled(comm: bigint): boolean {
     const state = new Int32Array(1);
     const result = this.#result("ncclCommGetAsyncError", comm, state);
@@ -161,8 +163,13 @@ function load(file: string): LibraryHandle {
 
 function ncclError(what: string, result: number): RelightError {
   return new RelightError(
-    peerGone.has(result) ? "source_unreachable" : "device_failed",
+    codeOf(result),
     `Cannot ${what} with the other GPU: NCCL says ${result}`,
     { details: { result } },
   );
+}
+
+function codeOf(result: number): Code {
+  if (peerGone.has(result)) return "source_unreachable";
+  return result === invalidUsage ? "transport_unavailable" : "device_failed";
 }

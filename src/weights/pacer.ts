@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Keeps bytes to a rate that may change while they pass. What was not used is not saved up, so that a
-// pause is never followed by a burst that the serving engine would feel.
+// Keeps bytes to a rate that may change while they pass. What was not used is saved up for no longer than
+// a timer errs, so that a pause is never followed by a burst that the serving engine would feel.
 
 import type { Clock } from "../platform/clock.ts";
+
+/** Timers of the system wake up so late; without it a fast rate would be kept to by far too much. */
+const savedMsMax = 4;
 
 export class Pacer {
   readonly #clock: Clock;
   readonly #rate: () => number;
-  #freeAtMs = Number.NEGATIVE_INFINITY;
+  #freeAtMs: number | null = null;
 
   /** @param bytesPerSecond asked for each time; Infinity for no cap */
   constructor(clock: Clock, bytesPerSecond: () => number) {
@@ -20,7 +23,9 @@ export class Pacer {
     const bytesPerSecond = this.#rate();
     if (!Number.isFinite(bytesPerSecond)) return;
     const now = this.#clock.monotonicMs();
-    this.#freeAtMs = Math.max(now, this.#freeAtMs) + (bytes / bytesPerSecond) * 1_000;
-    if (this.#freeAtMs > now) await this.#clock.sleep(this.#freeAtMs - now, signal);
+    const from = Math.max(now - savedMsMax, this.#freeAtMs ?? now);
+    const freeAtMs = from + (bytes / bytesPerSecond) * 1_000;
+    this.#freeAtMs = freeAtMs;
+    if (freeAtMs > now) await this.#clock.sleep(freeAtMs - now, signal);
   }
 }

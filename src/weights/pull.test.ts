@@ -11,9 +11,10 @@ import { type TensorSpec, TestEngine } from "../../test/contracts/weights-engine
 import { type Code, RelightError } from "../errors.ts";
 import { GpuDigester } from "../gpu/digest.ts";
 import { fakeDigestImage, fakeDigestKernels } from "../gpu/digest-reference.ts";
+import type { MemoryHandle } from "../gpu/driver.ts";
 import { FakeDriver } from "../gpu/fake.ts";
 import { type Clock, systemClock } from "../platform/clock.ts";
-import { mappedCarrier } from "./carrier.ts";
+import { type Carrier, mappedCarrier } from "./carrier.ts";
 import { type DeviceParts, digestLayout } from "./publish.ts";
 import { type PullLimits, pullWeights } from "./pull.ts";
 import { haveAll, type WeightSource } from "./source.ts";
@@ -87,6 +88,24 @@ describe("pullWeights()", { timeout: 30_000 }, () => {
     });
   });
 
+  test("a tensor over two batches is checked when both are there, whichever comes first", async () => {
+    await world(async ({ pull, source, target }) => {
+      const later = Promise.withResolvers<void>();
+      const uneven: WeightSource = {
+        ...source,
+        claim: async (...given) => ({
+          ...(await source.claim(...given)),
+          open: async (to) => firstComesLast(mappedCarrier(to, source.handles), later),
+        }),
+      };
+      // 24 KiB: each second tensor of 16 KiB begins in one batch and ends in the next.
+      const cut = { ...limits, batchBytes: 24 * KiB };
+      const report = await pull({ sources: [uneven], limits: cut });
+      assert.deepEqual(report.failures, []);
+      assert.deepEqual(await target.differing("x"), []);
+    });
+  });
+
   test("a handle that cannot be opened leads to the next source", async () => {
     await world(async ({ pull, source, target }) => {
       const handles = target.handles.map(
@@ -111,6 +130,23 @@ describe("pullWeights()", { timeout: 30_000 }, () => {
   });
 });
 
+/** Brings its first delivery once the second is there. */
+function firstComesLast(carrier: Carrier, later: PromiseWithResolvers<void>): Carrier {
+  let count = 0;
+  return {
+    ...carrier,
+    deliveriesMax: 2,
+    bring: async (delivery, wait) => {
+      count += 1;
+      const isFirst = count === 1;
+      if (isFirst) await later.promise;
+      await carrier.bring(delivery, wait);
+      // Long enough for the second to be judged, if nothing held that back.
+      if (!isFirst) setTimeout(() => later.resolve(), 80);
+    },
+  };
+}
+
 interface PullOver {
   readonly sources?: readonly WeightSource[];
   readonly limits?: PullLimits;
@@ -122,7 +158,7 @@ interface PullOver {
 }
 
 interface World {
-  readonly source: WeightSource;
+  readonly source: WeightSource & { readonly handles: readonly MemoryHandle[] };
   readonly target: TestEngine;
   readonly pull: (over: PullOver) => ReturnType<typeof pullWeights>;
 }
@@ -154,13 +190,14 @@ async function world(run: (world: World) => Promise<void>): Promise<void> {
   }
 }
 
-async function sourceOf(engine: TestEngine, directory: string): Promise<WeightSource> {
+async function sourceOf(engine: TestEngine, directory: string): Promise<World["source"]> {
   await using agent = new FakeDriver({ directory, kernels: fakeDigestKernels });
   const wait = { signal: AbortSignal.timeout(20_000), deadlineMs: 10_000 };
   const what = { layout: engine.layout, memory: engine };
   const { manifest } = await digestLayout(partsOf(agent), what, { generation: 1, wait });
   return {
     name: "source",
+    handles: engine.handles,
     offer: async () => manifest,
     claim: async () => ({
       isComplete: true,

@@ -70,6 +70,8 @@ class Transfer implements AsyncDisposable {
   readonly #stop = new AbortController();
   readonly #signal: AbortSignal;
   #nextPlace = 0;
+  /** Resolves when the checks of all batches so far stand on their stream, in the batches' order. */
+  #checksEnqueued: Promise<void> = Promise.resolve();
   #failure: { readonly reason: unknown } | null = null;
 
   private constructor(
@@ -158,14 +160,22 @@ class Transfer implements AsyncDisposable {
     );
     brought.catch(() => undefined); // Awaited below.
     const places = this.#check(batch);
-    await brought;
-    await driver.submit(this.#streams.check, [
-      ...places.commands.prepare,
-      { do: "await", event: lane.copied },
-      ...places.commands.run,
-      ...places.commands.collect,
-      { do: "record", event: lane.checked },
-    ]);
+    const before = this.#checksEnqueued;
+    const enqueue = async () => {
+      await brought;
+      // A tensor that began in the batch before is whole only when that one has come too.
+      await before;
+      await driver.submit(this.#streams.check, [
+        ...places.commands.prepare,
+        { do: "await", event: lane.copied },
+        ...places.commands.run,
+        ...places.commands.collect,
+        { do: "record", event: lane.checked },
+      ]);
+    };
+    const enqueued = enqueue();
+    this.#checksEnqueued = enqueued;
+    await enqueued;
     await driver.reach(lane.checked, wait);
     const ranges = digester.collected(places);
     lane.bytes = 0;

@@ -61,6 +61,7 @@ export function openDriver({
   if (backend === "cuda") return new CudaDriver(ncclLibrary === undefined ? {} : { ncclLibrary });
   return new FakeDriver({
     directory,
+    deviceCount: 4,
     kernels: fakeDigestKernels,
     ...(bytesPerSecond === undefined ? {} : { bytesPerSecond }),
   });
