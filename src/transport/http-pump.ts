@@ -63,7 +63,9 @@ export class Pump {
   /** Bytes of the current segment already placed. */
   #done = 0;
   #inFlight = 0;
-  #oldestWriteMs = 0;
+  /** When the socket began to take the buffer's worth of bytes that it is taking now, and what it has taken of it. */
+  #windowMs = 0;
+  #windowBytes = 0;
   #isOver = false;
 
   constructor(options: {
@@ -84,12 +86,13 @@ export class Pump {
     this.#onSent = options.onSent;
   }
 
-  /** When the oldest write that has not left began; null when none is waiting. */
+  /** Since when the reader has not taken `bufferBytes`; null when nothing is waiting for it. */
   get waitingSinceMs(): number | null {
-    return this.#inFlight > 0 ? this.#oldestWriteMs : null;
+    return this.#inFlight > 0 ? this.#windowMs : null;
   }
 
   start(): void {
+    this.#windowMs = performance.now();
     this.#fill();
   }
 
@@ -120,17 +123,24 @@ export class Pump {
   }
 
   #send(buffer: Buffer, { from, to }: { from: number; to: number }): void {
-    if (this.#inFlight === 0) this.#oldestWriteMs = performance.now();
     this.#inFlight++;
     this.#response.write(buffer.subarray(from, to), (error) => {
       this.#inFlight--;
-      this.#oldestWriteMs = performance.now();
       this.#pool.give(buffer);
       if (error) this.stop();
-      else this.#onSent(to - from);
+      else this.#left(to - from);
       if (this.#sender === null) this.#fill();
       else this.#sendDirectly(this.#sender);
     });
+  }
+
+  #left(bytes: number): void {
+    this.#onSent(bytes);
+    this.#windowBytes += bytes;
+    // Small writes would let a reader that drips hold its place for longer: only a whole buffer's worth counts.
+    if (this.#sender !== null && this.#windowBytes < this.#pool.bufferBytes) return;
+    this.#windowBytes = 0;
+    this.#windowMs = performance.now();
   }
 
   /** As much as the socket takes. Ends with a buffer on its way through Node, a later turn, or the end. */
@@ -169,7 +179,7 @@ export class Pump {
       return null;
     }
     const sent = sender.send(socket, { bytes: buffer, length, hasMore: this.#isDirect });
-    if (sent >= 0) this.#onSent(sent);
+    if (sent >= 0) this.#left(sent);
     if (sent >= 0 && sent < length) {
       this.#send(buffer, { from: sent, to: length });
       return null;
@@ -190,7 +200,7 @@ export class Pump {
       if (sent === -2) this.#source.lost(segment.fileIndex);
       return this.#breakPromise();
     }
-    this.#onSent(sent);
+    this.#left(sent);
     this.#done += sent;
     if (this.#done === segment.length) this.#endSegment();
     return sent;
