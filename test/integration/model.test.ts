@@ -97,7 +97,8 @@ async function until(what: string, isDone: () => boolean): Promise<void> {
   throw new Error(`Waited too long for ${what}`);
 }
 
-describe("relight model", () => {
+// Each test has folders and a model of its own; most of their time is processes that start.
+describe("relight model", { concurrency: 2 }, () => {
   test("brings a hub's snapshot as files, leaves out pickles and links that lead elsewhere, and serves on", async () => {
     using folder = temporaryFolder();
     writeCheckpoint(folder.path("plain"), { shards: 2, bytes: 5 * MiB });
@@ -238,10 +239,12 @@ describe("relight model", () => {
       ...["--model=code", "--revision=a", "--allow-code"],
     ]);
     const target = folder.path("target");
-    const other = await fetchJson(folder, target, ["--model=code", "--revision=b"]);
-    assert.equal(other.value.code, "no_source", "another revision is another checkpoint");
     const more = ["--model=code", "--revision=a"];
-    const refused = await fetchJson(folder, target, more);
+    const [other, refused] = await Promise.all([
+      fetchJson(folder, target, ["--model=code", "--revision=b"]),
+      fetchJson(folder, target, more),
+    ]);
+    assert.equal(other.value.code, "no_source", "another revision is another checkpoint");
     assert.equal(refused.value.code, "code_unwanted", refused.output);
     assert.equal(refused.code, 39);
     assert.deepEqual(listed(target), []);
