@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// SIGKILL of a target while it fetches and installs, again and again at other moments: whatever is
-// visible is whole, and the next start ends with a complete cache.
+// SIGKILL of a target with many files at moments that nobody chose (kill-phases.test.ts and
+// install-steps.test.ts choose them): whatever is visible is whole,
+// and the next start ends with a complete cache.
 
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
@@ -12,7 +13,7 @@ import { type TemporaryFolder, temporaryFolder } from "../support/temporary-fold
 
 const filesCount = 1_500;
 /** From before the first request to after the receipt, on this machine and on one three times as fast. */
-const killAfterMs = [200, 350, 450, 550, 700, 900];
+const killAfterMs = [250, 500, 800];
 
 interface Answer {
   readonly caches: readonly {
