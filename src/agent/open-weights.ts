@@ -241,7 +241,10 @@ function openEndpoint(
     const open = { connect: link, openRanges: link, callMsMax: remoteCallMsMax };
     return new PeerSource({ ...common, ...open });
   }
-  const socket = endpoint.startsWith("/") ? endpoint : socketOf(endpoint, machine);
+  // Who wants a network between the two goes by the address that says who must answer there.
+  const isForMemory = transport === "auto" || transport === "cuda-ipc";
+  const told = isForMemory ? socketOf(endpoint, machine) : null;
+  const socket = endpoint.startsWith("/") ? endpoint : told;
   if (socket === null) return null;
   const connect = () => HandleClient.connect(socket);
   const openRanges = (http: string) => client.link(http);

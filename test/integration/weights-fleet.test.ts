@@ -4,7 +4,7 @@
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
-import { freePort, relightJson, startTestCoordinator } from "../support/relight.ts";
+import { freePort, relight, relightJson, startTestCoordinator } from "../support/relight.ts";
 import { temporaryFolder } from "../support/temporary-folder.ts";
 import {
   askEngine,
@@ -13,7 +13,7 @@ import {
   startWeightsReplica,
 } from "../support/weights-replica.ts";
 
-describe("live weights in a fleet", { timeout: 120_000 }, () => {
+describe("live weights in a fleet", { timeout: 120_000, concurrency: true }, () => {
   test("two take the newest values of one that admits one reader; another layout is refused by name; a killed source costs nobody", async () => {
     using folder = temporaryFolder();
     await using coordinator = await startTestCoordinator(folder.path("store"));
@@ -86,5 +86,40 @@ describe("live weights in a fleet", { timeout: 120_000 }, () => {
     const [record] = (await bootOf(target)).weights;
     assert.deepEqual(record?.sources, [`http://127.0.0.1:${port}`]);
     assert.deepEqual(record?.transports, ["http"]);
+  });
+
+  test("members of a fleet read from each other over mutual TLS, and a reader may not give", async () => {
+    using folder = temporaryFolder();
+    const dirs = ["state", "trust"].map((one) => `--${one}-dir=${folder.path(`office/${one}`)}`);
+    await relightJson(["trust", "token", ...dirs]);
+    const tokenFor = async (role: string) => {
+      const made = await relightJson<{ token: string }>([
+        "trust",
+        "token",
+        `--role=${role}`,
+        ...dirs,
+      ]);
+      return made.value.token;
+    };
+    await using coordinator = relight([
+      "coordinator",
+      "--listen=127.0.0.1:0",
+      "--http-listen=127.0.0.1:0",
+      `--store-dir=${folder.path("store")}`,
+      ...dirs,
+    ]);
+    const [, address = ""] = await coordinator.printed(/gRPC on (\S+) behind TLS/);
+    const start = async (name: string, role: string) => {
+      const flags = [`--join=${await tokenFor(role)}`, "--weights-transport=http"];
+      const at = { coordinator: address, isMember: true };
+      return await startWeightsReplica(folder, name, { ...at, flags, salt: name });
+    };
+    await using mirror = await start("mirror", "mirror");
+    await mirror.printed(/offering weights/);
+    await using target = await start("target", "reader");
+    await target.printed(/healthy/);
+    assert.deepEqual((await engineWeights(target, "mirror")).holds, [true, true]);
+    assert.deepEqual((await bootOf(target)).weights[0]?.transports, ["http"]);
+    await target.printed(/role_denied/);
   });
 });

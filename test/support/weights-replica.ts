@@ -33,6 +33,8 @@ export interface ReplicaOptions {
   /** Words in front of port, directory and salt; the engine that serves tensors when not given. */
   readonly engine?: readonly string[];
   readonly environment?: Readonly<Record<string, string>>;
+  /** Of a fleet, with a key of its own; otherwise replicas share one. */
+  readonly isMember?: boolean;
 }
 
 export async function startWeightsReplica(
@@ -44,6 +46,7 @@ export async function startWeightsReplica(
     flags = [],
     engine = ["serving_engine.py"],
     environment = {},
+    isMember = false,
   }: ReplicaOptions,
 ): Promise<WeightsReplica> {
   const port = await freePort();
@@ -58,7 +61,7 @@ export async function startWeightsReplica(
       `--coordinator-address=${coordinator}`,
       `--node-id=${name}`,
       `--state-dir=${state}`,
-      `--trust-dir=${folder.path("trust")}`,
+      `--trust-dir=${folder.path(isMember ? `${name}/trust` : "trust")}`,
       "--model=m",
       "--families=none",
       `--cache=jit=${folder.path(`${name}/cache`)}`,
