@@ -22,9 +22,10 @@ const allowedFor: Record<Role, Call[]> = {
     "bytes.read",
     "certificate.renew",
     "policy.read",
+    "ep.read",
   ],
-  mirror: ["source.publish", "source.update"],
-  author: ["source.publish", "source.update", "artifact.author"],
+  mirror: ["source.publish", "source.update", "ep.join"],
+  author: ["source.publish", "source.update", "artifact.author", "ep.join"],
   operator: callNames,
 };
 
@@ -47,6 +48,7 @@ describe("roles", () => {
         "session.open",
         "boot.report",
         "certificate.renew",
+        "ep.join",
       ] as const) {
         const verdict = authorise({ role, name: "n1" }, call, "n2");
         assert.equal(verdict.state, role === "operator" ? "allowed" : "refused", `${role} ${call}`);

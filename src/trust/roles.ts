@@ -35,7 +35,7 @@ const calls = {
   "bytes.read": { roles: everyone, own: false },
   "artifact.author": { roles: ["author", "operator"], own: false },
   "ep.read": { roles: everyone, own: false },
-  "ep.join": { roles: everyone, own: true },
+  "ep.join": { roles: sources, own: true },
   "ep.operate": { roles: operators, own: false },
   "certificate.renew": { roles: everyone, own: true },
   "policy.read": { roles: everyone, own: false },
