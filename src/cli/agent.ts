@@ -5,6 +5,7 @@ import { openAgent } from "../agent/main.ts";
 import { serveCaches } from "../agent/serve.ts";
 import { agentSettings, runSettings } from "./agent-settings.ts";
 import { defineCommand } from "./command.ts";
+import { openEpHost } from "./ep-connect.ts";
 import { terminalNarrator } from "./narrate.ts";
 
 export const command = defineCommand({
@@ -18,6 +19,7 @@ export const command = defineCommand({
       { endpoint: opened.server.endpoint, node: agent.nodeId },
       () => `agent ${agent.nodeId} serves ${opened.server.endpoint}`,
     );
+    using _ranks = await openEpHost(config, bound, signal);
     const parts = { ...opened, log: bound, narrator: terminalNarrator(output) };
     const settings = { ...runSettings(config), isPublishing: true };
     await serveCaches(

@@ -95,6 +95,30 @@ export const commands: Readonly<Record<string, CommandEntry>> = {
     summary: "Show an expert group on this machine grow, lose a rank and shrink while it runs.",
     load: () => import("./ep-demo.ts"),
   },
+  "ep status": {
+    summary: "Show expert groups: ranks, slots, and the operation under way.",
+    load: () => import("./ep-status.ts"),
+  },
+  "ep watch": {
+    summary: "Show an expert group at every change until stopped.",
+    load: () => import("./ep-watch.ts"),
+  },
+  "ep scale": {
+    summary: "Bring an expert group to a number of ranks while it runs.",
+    load: () => import("./ep-scale.ts"),
+  },
+  "ep remove": {
+    summary: "Take one rank out of an expert group while it runs.",
+    load: () => import("./ep-remove.ts"),
+  },
+  "ep recover": {
+    summary: "Bring an expert group back to the ranks asked for last.",
+    load: () => import("./ep-recover.ts"),
+  },
+  "ep abort": {
+    summary: "Take back an operation that is not committed.",
+    load: () => import("./ep-abort.ts"),
+  },
   agent: {
     summary: "Take this node's caches from peers and offer them until stopped.",
     load: () => import("./agent.ts"),

@@ -89,6 +89,11 @@ export const schema = {
     fallback: null,
     about: "URL by which peers reach the agent, when it differs from the address it listens on.",
   }),
+  "agent.ep_socket": path({
+    fallback: null,
+    about:
+      "Socket on which ranks of expert groups on this node reach `relight agent`; at most 107 bytes. Not set: none.",
+  }),
   "agent.readers_max": integer({
     fallback: "8",
     min: 1,

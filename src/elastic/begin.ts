@@ -46,8 +46,9 @@ export function beginOperation(
     );
   }
   const open = group.operation;
-  // What the controller began for itself gives way: the operator's target covers it.
-  if (open !== null && (open.by === "operator" || !isBeforeCommit(open))) {
+  // What the controller began for itself gives way: the operator's target covers it, and what is left
+  // of a committed change goes on by itself.
+  if (open !== null && open.by === "operator") {
     throw new RelightError(
       "ep_operation_open",
       `Cannot begin "${request.operationId}": "${open.request.operationId}" is ${open.phase}`,
@@ -72,6 +73,9 @@ export function beginOperation(
 }
 
 function superseded(open: Operation, by: OperationRequest, nowMs: number): Operation {
+  if (!isBeforeCommit(open)) {
+    return enter(open, open.phase === "committed" ? "done" : "aborted", nowMs);
+  }
   const message = `"${by.operationId}" took its place`;
   return { ...enter(open, "aborted", nowMs), error: { code: "cancelled", message } };
 }

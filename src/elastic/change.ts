@@ -81,6 +81,7 @@ export function plan(
     leavers: leavers.map(seatOf),
     placement,
     flip: null,
+    attempts: 0,
   };
   return { ...group, lastNumber: number, transition };
 }
@@ -113,14 +114,18 @@ export function isStaged(group: Group, known: Known, now: Now): boolean {
   });
 }
 
+/** Ten seconds ahead, from the usual lead. */
+const doublingsMax = 10;
+
 /** Picks the first step under the new membership, ahead of where anybody is. */
 export function propose(group: Group, known: Known, now: Now): Group {
   const { transition } = group;
   if (transition === null) return group;
   const number = group.lastNumber + 1;
   const members = group.slots.filter(isMember).flatMap((slot) => heardOf(known, slot) ?? []);
+  const leadMs = now.limits.leadMs * 2 ** Math.min(transition.attempts, doublingsMax);
   const aheads = members.map(({ status, stepsPerMs, heardAtMs }) => {
-    const ms = now.limits.leadMs + (now.nowMs - heardAtMs);
+    const ms = leadMs + (now.nowMs - heardAtMs);
     return status.launchedStep + Math.ceil(stepsPerMs * ms);
   });
   const atStep = Math.max(group.lastStep, ...aheads) + 1;
@@ -130,7 +135,7 @@ export function propose(group: Group, known: Known, now: Now): Group {
     lastNumber: number,
     lastStep: atStep,
     proposedAtMs: now.nowMs,
-    transition: { ...transition, flip },
+    transition: { ...transition, flip, attempts: transition.attempts + 1 },
   };
 }
 

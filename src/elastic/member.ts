@@ -51,6 +51,18 @@ export function newMember(memberId: string): Member {
   };
 }
 
+/** As another agent left it: what the rank has been told already it is told again at most. */
+export function resumedMember(status: Status): Member {
+  return {
+    ...newMember(status.memberId),
+    status: { ...status, generation: 0, isHungUp: false, sequence: status.sequence + 1 },
+    asked: status.ready,
+    maskAsked: status.maskedEpoch,
+    armedFor: status.armed,
+    replayed: status.maskedEpoch,
+  };
+}
+
 /** What to do about a view; nothing about one that is not newer. */
 export function hearView(member: Member, view: View): [Member, Command[]] {
   if (member.isOver || view.generation <= member.status.generation) return [member, []];

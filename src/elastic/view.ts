@@ -124,6 +124,8 @@ export interface Transition {
   readonly placement: Placement;
   /** Null while windows are mapped and experts loaded. */
   readonly flip: Flip | null;
+  /** Steps proposed so far: each is further ahead, so that also a slow rank arms one in time. */
+  readonly attempts: number;
 }
 
 /** A change after its commit, until every participant has finished the steps before `flip.atStep`. */

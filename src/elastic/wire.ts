@@ -95,6 +95,7 @@ const transition = z.strictObject({
   leavers: seats,
   placement,
   flip: flip.nullable(),
+  attempts: count,
 });
 const committed = z.strictObject({
   number: count,

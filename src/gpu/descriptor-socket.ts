@@ -53,6 +53,11 @@ export class DescriptorSocket implements Disposable {
     this.#poll = watch(file, toRead, (ready) => this.#onReady(ready));
   }
 
+  /** The process at the other end as the kernel knows it, or -1. */
+  get peerProcess(): number {
+    return this.#libc.peerProcess(this.#file);
+  }
+
   /** @throws source_unreachable when nobody of this user listens there. */
   static connect(path: string): DescriptorSocket {
     const system = libc();

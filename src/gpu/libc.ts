@@ -30,6 +30,8 @@ const msgNoSignal = 0x4000;
 const msgCmsgCloexec = 0x40000000;
 const msgCtrunc = 0x8;
 const backlog = 64;
+/** The number of pidfd_open on x86-64 and on arm64. */
+const pidfdOpen = 434;
 const sendBytesMax = 256 * 1_024;
 const headerBytes = 16; // cmsghdr: u64 length, i32 level, i32 type.
 const controlBytes = headerBytes + 4 * 256;
@@ -50,6 +52,7 @@ export class Libc {
       sendmsg: bind("int64_t sendmsg(int file, void *message, int flags)"),
       recvmsg: bind("int64_t recvmsg(int file, void *message, int flags)"),
       close: bind("int close(int file)"),
+      syscall: bind("int64_t syscall(int64_t number, int64_t first, int64_t second)"),
     };
   }
 
@@ -75,10 +78,25 @@ export class Libc {
 
   /** The user at the other end, or -1. */
   peerUser(file: number): number {
+    return this.#peer(file)[1];
+  }
+
+  /** The process that connected, or -1. The kernel's word, not the peer's. */
+  peerProcess(file: number): number {
+    return this.#peer(file)[0];
+  }
+
+  #peer(file: number): readonly [process: number, user: number] {
     const credentials = new Int32Array(3); // pid, uid, gid
     const bytes = new Uint32Array([12]);
     const result = this.#f.getsockopt(file, solSocket, soPeercred, credentials, bytes);
-    return result === 0 ? (credentials[1] ?? -1) : -1;
+    const [process = -1, user = -1] = result === 0 ? credentials : [];
+    return [process, user];
+  }
+
+  /** A file that becomes readable when the process ends, or -1 when there is none of that number. */
+  openProcess(pid: number): number {
+    return Number(this.#f.syscall(pidfdOpen, pid, 0));
   }
 
   send(file: number, bytes: Buffer, descriptors: readonly number[]): SendResult {
