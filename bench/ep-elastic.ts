@@ -315,7 +315,7 @@ async function enterPhase(
 
 /** Random joins, leaves, kills and stops, with every row of every good step checked. */
 async function soak(emit: Emit, signal: AbortSignal): Promise<void> {
-  await using ranks = await open({ timeoutMs: isFake ? 1_500 : 400 });
+  await using ranks = await open({ timeoutMs: isFake ? 700 : 400 });
   await begin(ranks, 3, signal);
   const until = nowMs() + soakMs;
   const done = { join: 0, leave: 0, kill: 0, stop: 0 };
@@ -354,8 +354,11 @@ async function perform(ranks: Ranks, act: Act, signal: AbortSignal): Promise<voi
   if (one === undefined) return;
   if (act === "leave") {
     await idle(ranks, signal);
+    const { session } = one;
     await ranks.operate({ kind: "remove", remove: [one.slot ?? -1] }, signal);
-    await ranks.until(() => !one.isAlive, "the leaver's end", signal);
+    // One that was evicted in this very moment comes back instead.
+    const isOver = () => !one.isAlive || one.session !== session;
+    await ranks.until(isOver, "the leaver's end", signal);
     return;
   }
   if (act === "kill") {
