@@ -6,44 +6,19 @@ cuMem allocations exported as POSIX file descriptors and fetched with pidfd_getf
 """
 import ctypes
 import os
-import re
 import struct
+import sys
 from pathlib import Path
 
 import torch
 from cuda.bindings import driver as cuda
 
 ROOT = Path(__file__).resolve().parents[1]
-HEADER = (ROOT / "include/relight/abi.h").read_text()
+os.environ.setdefault("RELIGHT_KERNELS", str(ROOT))
+sys.path.insert(0, str(Path(os.environ.get("RELIGHT_PYTHON") or ROOT.parent / "python")))
+from relight.ep_abi import C, NEVER, S, State, align, groups_of, needs  # noqa: E402
+
 CUBIN = Path(os.environ.get("RELIGHT_CUBIN", ROOT / "build/relight.sm_90.cubin"))
-
-
-def _constants():
-    found = re.findall(r"^#define RELIGHT_(\w+) (\w+)", HEADER, re.M)
-    return {name: int(value.rstrip("u"), 0) for name, value in found}
-
-
-C = _constants()
-_TYPES = {"uint32_t": ctypes.c_uint32, "uint64_t": ctypes.c_uint64}
-
-
-def _structs():
-    types = dict(_TYPES)
-    for body, name in re.findall(r"typedef struct \w+ \{(.*?)\} (\w+);", HEADER, re.S):
-        fields = []
-        body = re.sub(r"/\*.*?\*/", "", body, flags=re.S)
-        for kind, field, _, count in re.findall(r"(\w+) (\w+)(\[(\w+)\])?;", body):
-            base = types[kind]
-            if count:
-                size = int(count) if count.isdigit() else C[count.replace("RELIGHT_", "")]
-                base = base * size
-            fields.append((field, base))
-        types[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
-    return types
-
-
-S = _structs()
-State = S["RelightEpState"]
 FORMATS = {"bf16": 0, "fp8": 1, "fp8_pow2": 2, "fp8_ue8m0": 3}
 
 
@@ -51,39 +26,6 @@ def check(result):
     if result[0] != cuda.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"Cannot continue: {result[0]}")
     return result[1] if len(result) == 2 else result[1:]
-
-
-def align(value, to):
-    return (value + to - 1) // to * to
-
-
-def groups_of(hidden):
-    return (hidden + 127) // 128
-
-
-def needs(config):
-    """Bytes of window and scratch: the arithmetic of device/layout.cuh."""
-    c = config
-    slices = c["parities"] * c["ranks_max"]
-    rows, choices = slices * c["tokens_max"], c["tokens_max"] * c["topk"]
-    fp8 = align(c["hidden"], 16) + align(groups_of(c["hidden"]) * 4, 16)
-    row_stride = align(align(4 * c["topk"], 16) + max(fp8, 2 * c["hidden"]), 128)
-    combine_stride = align(2 * c["hidden"], 128)
-    pairs = c["local_experts_max"] * c["ranks_max"]
-    window = 128 * 32 + align(rows * 8, 128) + align(rows * 64, 128)
-    bits = 7
-    while -(-c["tokens_max"] // (1 << bits)) * pairs > 16384:
-        bits += 1
-    blocks = -(-c["tokens_max"] // (1 << bits))
-    table = blocks * 8 * (align((c["local_experts_max"] + 1) // 2, 2) + (c["topk"] << bits) // 2)
-    window += slices * (align(16 + table, 128) + align(choices * 4, 128))
-    window += rows * (row_stride + combine_stride)
-    if c["select_rows"]:
-        window += pairs * c["tokens_max"] * (row_stride + 128 + combine_stride)
-        window += align(2 * pairs * 8, 128)
-    scratch = align(slices * choices * 4, 128) + align(c["parities"] * c["tokens_max"] * 4, 128)
-    scratch += align(c["parities"] * 34 * 4, 128) + align(pairs * 4, 128)
-    return window, scratch
 
 
 class Kernels:
@@ -177,7 +119,7 @@ class Rank:
         first.timeout_ns = timeout_ms * 1_000_000
         first.owner[0] = self.owners.data_ptr()
         for slot in range(C["EP_RANKS_MAX"]):
-            first.on_at[slot], first.off_at[slot] = (1 << 64) - 1, (1 << 64) - 1
+            first.on_at[slot], first.off_at[slot] = NEVER, NEVER
             first.incarnation[slot] = incarnation
         first.window[rank] = self.window.address
         self.state.copy_(torch.frombuffer(bytearray(first), dtype=torch.uint8))
@@ -220,7 +162,7 @@ class Rank:
         self.poke("window", memory.address, slot)
         return memory
 
-    def activate(self, mask, epoch, off=(1 << 64) - 1):
+    def activate(self, mask, epoch, off=NEVER):
         for slot in range(self.config["ranks_max"]):
             if mask >> slot & 1:
                 self.poke("on_at", epoch, slot)
