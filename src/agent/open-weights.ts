@@ -93,7 +93,8 @@ export function openWeightParts(settings: WeightSettings, around: WeightSurround
   const openSource = (endpoint: string) => openEndpoint(endpoint, { machine, client, settings });
   return {
     openSource,
-    open: (host) => openSocket(host, { ...around, settings, machine, openSource, servers, tls }),
+    open: (host) =>
+      openSocket(host, { ...around, settings, machine, openSource, servers, tls: () => tls }),
     renew: (material) => {
       tls = material;
       client.renew(material);
@@ -103,7 +104,9 @@ export function openWeightParts(settings: WeightSettings, around: WeightSurround
   };
 }
 
-interface Opening extends WeightSurroundings {
+interface Opening extends Omit<WeightSurroundings, "tls"> {
+  /** The newest. */
+  readonly tls: () => TlsMaterial | null;
   readonly settings: WeightSettings;
   readonly machine: string;
   readonly openSource: WeightParts["openSource"];
@@ -168,14 +171,14 @@ async function serve(
   { settings, tls, log, servers }: Opening,
 ): Promise<WeightHttpServer | null> {
   const { listen, threads } = settings;
+  const shown = tls();
+  const source = weights.openReaders();
   try {
-    const server = await startWeightServer({
-      ...listen,
-      threads,
-      tls,
-      source: weights.openReaders(),
-    });
+    const server = await startWeightServer({ ...listen, threads, tls: shown, source });
     servers.add(server);
+    // A node may have joined its fleet while the threads started.
+    const newest = tls();
+    if (newest !== null && newest !== shown) server.renew(newest);
     return server;
   } catch (thrown) {
     const { code, message } = asRelightError(thrown);
