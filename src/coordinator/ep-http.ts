@@ -10,6 +10,7 @@ import {
   type MessageShape,
   toJson,
 } from "@bufbuild/protobuf";
+import { isLoopback } from "../core/loopback.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import {
   BeginRequestSchema,
@@ -98,9 +99,19 @@ export class EpHttp {
   }
 
   #admit(request: IncomingMessage, call: Call): void {
+    mustBeNear(request.socket.remoteAddress ?? "");
     const authorization = request.headers.authorization ?? null;
     this.#access.admit({ certificate: null, authorization }, call);
   }
+}
+
+/** This face speaks no TLS: beyond this machine a token would be read on the way, and nobody proves anything. */
+function mustBeNear(address: string): void {
+  if (isLoopback(address.replace(/^::ffff:/, ""))) return;
+  throw new RelightError(
+    "unauthenticated",
+    "Cannot answer about expert groups in plaintext beyond loopback: want gRPC, or a call from this machine",
+  );
 }
 
 function mustBe(method: string, allowed: readonly string[]): void {

@@ -10,7 +10,6 @@ import { P2pService as P2pDescription } from "../protocol/gen/p2p_pb.ts";
 import { Coordinator } from "../protocol/gen/relight_pb.ts";
 import { channelOptions, grpcMethod } from "../protocol/grpc.ts";
 import type { Call } from "../trust/roles.ts";
-import { openAccess } from "./access.ts";
 import type { EnrolmentService } from "./enrolment.ts";
 import type { EpService } from "./ep-service.ts";
 import type { P2pService } from "./p2p-service.ts";
@@ -29,15 +28,18 @@ export interface Services {
 const keepalive = { "grpc.keepalive_time_ms": 10_000, "grpc.keepalive_timeout_ms": 5_000 };
 // Far above what one agent has open at once, and little memory each.
 const streams = { "grpc.max_concurrent_streams": 1_000 };
-// A stranger that has agreed on TLS and asks for nothing keeps no place; members connect again.
-const idle = { "grpc.max_connection_idle_ms": 60_000 };
 
-export function grpcServer(services: Services, options: RpcOptions): Server {
+/** @param idleMsMax after which a connection without a call is ended; null: never */
+export function grpcServer(
+  services: Services,
+  { idleMsMax, ...options }: RpcOptions & { readonly idleMsMax: number | null },
+): Server {
   const server = new Server({
     ...channelOptions,
     ...keepalive,
     ...streams,
-    ...(options.access === openAccess ? {} : idle),
+    // A stranger that has agreed on TLS and asks for nothing more keeps no place.
+    ...(idleMsMax === null ? {} : { "grpc.max_connection_idle_ms": idleMsMax }),
   });
   const { relight, p2p, ep, enrolment } = services;
   const { session, watch } = Coordinator.method;

@@ -18,6 +18,8 @@ export interface DoorLimits {
   readonly handshakeMsMax: number;
   /** From the end of the handshake. */
   readonly firstByteMsMax: number;
+  /** Without a call; members connect again. */
+  readonly idleMsMax: number;
 }
 
 export const doorLimits: DoorLimits = {
@@ -25,6 +27,7 @@ export const doorLimits: DoorLimits = {
   handshakesPerSecondMax: 300,
   handshakeMsMax: 5_000,
   firstByteMsMax: 5_000,
+  idleMsMax: 60_000,
 };
 
 export interface Door extends AsyncDisposable {

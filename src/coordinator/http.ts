@@ -13,22 +13,34 @@ export interface HttpFace {
   readonly probe: (signal: AbortSignal) => Promise<void>;
   readonly metrics: { readonly contentType: string; readonly text: () => Promise<string> };
   readonly budgetMs: number;
-  readonly ep: EpHttp;
+  readonly ep: Pick<EpHttp, "answer">;
 }
 
-const connectionsMax = 256;
-const headersMsMax = 5_000;
+export const httpLimits = {
+  connectionsMax: 256,
+  /** For the whole head of a request. */
+  headMsMax: 5_000,
+  headBytesMax: 16_384,
+} as const;
 
-export function httpServer(face: HttpFace): Server {
-  const server = createServer((request, response) => {
+export function httpServer(
+  face: HttpFace,
+  { connectionsMax, headMsMax, headBytesMax }: Record<keyof typeof httpLimits, number> = httpLimits,
+): Server {
+  const timing = {
+    headersTimeout: headMsMax,
+    requestTimeout: headMsMax,
+    maxHeaderSize: headBytesMax,
+    // Node looks every 30 s otherwise, and a stranger would have as long.
+    connectionsCheckingInterval: Math.min(1_000, headMsMax),
+  };
+  const server = createServer(timing, (request, response) => {
     answer(face, request, response).catch((error: unknown) => {
       const { code, message, facts } = asRelightError(error);
       send(response, facts.http, { code, message });
     });
   });
   server.maxConnections = connectionsMax;
-  server.headersTimeout = headersMsMax;
-  server.requestTimeout = headersMsMax;
   return server;
 }
 

@@ -132,7 +132,9 @@ export async function startCoordinator(options: CoordinatorOptions): Promise<Coo
         ? null
         : new EnrolmentService(tls.enrolment, (keyId) => fleet?.isRevoked(keyId) === true),
   };
-  const grpc = grpcServer(services, { budgetMs, observe: metrics.observe, access });
+  const idleMsMax = tls === undefined ? null : { ...doorLimits, ...tls.limits }.idleMsMax;
+  const observe = metrics.observe;
+  const grpc = grpcServer(services, { budgetMs, observe, access, idleMsMax });
   const health = addHealth(grpc);
   addReflection(grpc);
   const door =

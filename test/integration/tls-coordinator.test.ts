@@ -3,6 +3,7 @@
 
 import assert from "node:assert/strict";
 import { createPublicKey } from "node:crypto";
+import net from "node:net";
 import { describe, test } from "node:test";
 import tls from "node:tls";
 import { create } from "@bufbuild/protobuf";
@@ -166,6 +167,29 @@ describe("the coordinator behind TLS", () => {
     assert.equal(await raw.listSources(`Bearer ${token}t`), "token_invalid");
   });
 
+  test("takes up another file of bearer tokens while it runs, so that they can be rotated", async () => {
+    const [old, next] = ["o".repeat(40), "n".repeat(40)];
+    const fileOf = (...list: string[]) =>
+      readBearerTokens(Buffer.from(list.map((each) => `reader mx ${each}\n`).join("")));
+    let tokens = fileOf(old);
+    await using fixture = await fleetFixture({ tokens: () => tokens });
+    using raw = rawClient(fixture);
+    const becomes = async (token: string, wanted: string) => {
+      for (const until = Date.now() + 20_000; ; ) {
+        if ((await raw.listSources(`Bearer ${token}`)) === wanted) return;
+        assert.ok(Date.now() < until, `${wanted} for ${token}`);
+        await new Promise((resolve) => setTimeout(resolve, 100));
+      }
+    };
+    assert.equal(await raw.listSources(`Bearer ${old}`), "ok");
+    assert.equal(await raw.listSources(`Bearer ${next}`), "token_invalid");
+    tokens = fileOf(old, next);
+    await becomes(next, "ok");
+    assert.equal(await raw.listSources(`Bearer ${old}`), "ok", "both count while they overlap");
+    tokens = fileOf(next);
+    await becomes(old, "token_invalid");
+  });
+
   test("ends the session of a member whose key is revoked, and refuses its next call by code", async () => {
     let policy = signPolicy(policyDocument({ version: 3 }), [root]);
     await using fixture = await fleetFixture({}, () => policy);
@@ -190,6 +214,26 @@ describe("the coordinator behind TLS", () => {
     policy = signPolicy(policyDocument({ version: 2 }), [root]);
     await new Promise((resolve) => setTimeout(resolve, 1_500));
     await assert.rejects(find(connect(material)), { code: "certificate_revoked" });
+  });
+
+  test("takes no more connections than it may have, and ends those without a call", async () => {
+    await using fixture = await fleetFixture({ limits: { connectionsMax: 3, idleMsMax: 1_000 } });
+    const { fleet, coordinator } = fixture;
+    const port = Number(coordinator.grpcAddress.split(":").at(-1));
+    const member = (name: string) => fixture.connect(fleet.member(`spiffe://fleet/reader/${name}`));
+    const held = [member("a"), member("b"), member("c")];
+    for (const client of held) assert.deepEqual(await find(client), []);
+    const beyond = net.connect(port, "127.0.0.1");
+    beyond.on("error", () => {});
+    await new Promise((resolve) => beyond.on("close", resolve));
+    // Nobody calls any more: a place is free again.
+    const late = member("late");
+    for (const until = Date.now() + 20_000; ; ) {
+      const found = await find(late).catch(() => null);
+      if (found !== null) break;
+      assert.ok(Date.now() < until, "a place is free again");
+      await new Promise((resolve) => setTimeout(resolve, 200));
+    }
   });
 
   test("hangs up on who agrees on TLS and then says nothing", async () => {
@@ -260,7 +304,6 @@ describe("the coordinator behind TLS", () => {
 
   test("hangs up on handshakes beyond the limit of a second and counts them", async () => {
     await using fixture = await fleetFixture({ limits: { handshakesPerSecondMax: 3 } });
-    const net = await import("node:net");
     const port = Number(fixture.coordinator.grpcAddress.split(":").at(-1));
     const ended = Array.from({ length: 30 }, () => {
       const socket = net.connect(port, "127.0.0.1");

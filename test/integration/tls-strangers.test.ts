@@ -5,9 +5,12 @@
 import assert from "node:assert/strict";
 import fs from "node:fs";
 import net from "node:net";
+import os from "node:os";
 import { describe, test } from "node:test";
 import tls from "node:tls";
 import { connectCoordinator } from "../../src/agent/coordinator-client.ts";
+import { bindHttp, closeHttp, httpLimits, httpServer } from "../../src/coordinator/http.ts";
+import { startCoordinator as openCoordinator } from "../../src/coordinator/main.ts";
 import { startHttpFetcher } from "../../src/transport/http-fetcher.ts";
 import { startHttpServer } from "../../src/transport/http-server.ts";
 import { writeCertificatePem } from "../../src/trust/certificate.ts";
@@ -111,7 +114,94 @@ describe("strangers at the coordinator", () => {
   });
 });
 
+describe("at the coordinator's HTTP face", () => {
+  const face = {
+    // Answers nothing here: those are other paths.
+    ep: { answer: async () => null },
+    probe: async () => {},
+    metrics: { contentType: "text/plain", text: async () => "" },
+    budgetMs: 1_000,
+  };
+  async function open(changes: Partial<Record<keyof typeof httpLimits, number>>) {
+    const server = httpServer(face, { ...httpLimits, ...changes });
+    const port = await bindHttp(server, { host, port: 0 });
+    return { port, [Symbol.asyncDispose]: () => closeHttp(server) };
+  }
+  const answer = async (socket: net.Socket): Promise<string> => {
+    let text = "";
+    socket.on("data", (bytes) => {
+      text += bytes.toString("latin1");
+    });
+    socket.on("error", () => {});
+    await new Promise((resolve) => socket.on("close", resolve));
+    return text.split("\r\n")[0] ?? "";
+  };
+
+  test("expert groups are changed from this machine only: the face speaks no TLS", async (context) => {
+    const outside = Object.values(os.networkInterfaces())
+      .flatMap((list) => list ?? [])
+      .find(({ family, internal }) => family === "IPv4" && !internal);
+    if (outside === undefined) return context.skip("this machine has no address beyond loopback");
+    const grpc = { host, port: 0 };
+    const http = { host: "0.0.0.0", port: 0 };
+    await using coordinator = await openCoordinator({ grpc, http, store: { kind: "memory" } });
+    const port = new URL(coordinator.httpUrl ?? "").port;
+    const ask = async (from: string, path: string) =>
+      (await fetch(`http://${from}:${port}${path}`, { signal: within() })).status;
+    assert.equal(await ask(outside.address, "/healthz"), 200);
+    assert.equal(await ask(outside.address, "/v1/ep"), 401);
+    assert.equal(await ask(host, "/v1/ep"), 200);
+  });
+
+  test("a head that never ends, or is too long, is answered and hung up on", async () => {
+    await using slow = await open({ headMsMax: 200 });
+    const dripping = net.connect(slow.port, host);
+    dripping.write("GET /metrics HTTP/1.1\r\nX: ");
+    assert.match(await answer(dripping), /^HTTP\/1\.1 408 /);
+    await using small = await open({ headBytesMax: 1_024 });
+    const long = net.connect(small.port, host);
+    long.write(`GET /metrics HTTP/1.1\r\nX: ${"x".repeat(4_096)}\r\n\r\n`);
+    assert.match(await answer(long), /^HTTP\/1\.1 431 /);
+  });
+
+  test("a connection beyond the limit is closed unheard, and the others are answered", async () => {
+    await using limited = await open({ connectionsMax: 1 });
+    const first = net.connect(limited.port, host);
+    await new Promise((resolve) => first.on("connect", resolve));
+    const second = net.connect(limited.port, host);
+    assert.equal(await answer(second), "");
+    first.write("GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert.match(await answer(first), /^HTTP\/1\.1 200 /);
+  });
+});
+
 describe("on the byte path", () => {
+  test("a member that asks for nothing more is hung up on after its idle time", async () => {
+    const fleet = liveFleet();
+    await using server = await startHttpServer({
+      host,
+      port: 0,
+      threads: 1,
+      limits: { idleMsMax: 200 },
+      events: { fileChanged: () => {} },
+      tls: fleet.member("spiffe://fleet/author/source"),
+    });
+    const socket = tls.connect({
+      host,
+      port: Number(new URL(server.endpoint).port),
+      ...secureContextOptions(tlsIdentity(fleet.member("spiffe://fleet/mirror/target"))),
+      checkServerIdentity: () => undefined,
+    });
+    socket.on("error", () => {});
+    let text = "";
+    socket.on("data", (bytes) => {
+      text += bytes.toString("latin1");
+    });
+    socket.write("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    await new Promise((resolve) => socket.on("close", resolve));
+    assert.match(text, /^HTTP\/1\.1 200 OK/);
+  });
+
   test("a member that never ends its request's head is hung up on, and others are served", async () => {
     const fleet = liveFleet();
     const uri = "spiffe://fleet/author/source";
