@@ -399,6 +399,7 @@ function byteAttacks({ artifactId }: Bastion): ClientAttack[] {
 const resourceExhausted = "grpc_8";
 
 function floodAttacks(): ClientAttack[] {
+  const slow = { isQuick: false };
   const ends: readonly Answer[] = ["goaway", "reset", "hung_up"];
   const message = (name: string, what: (Step & { kind: "message" })["what"], isQuick: boolean) =>
     attack({ name, kind: "message", as: "reader", what }, [resourceExhausted], { isQuick });
@@ -411,6 +412,16 @@ function floodAttacks(): ClientAttack[] {
     frames("pings-without-reading", "pings", false),
     message("message-of-two-gibibytes-announced", "announced", true),
     message("message-that-unpacks-beyond-the-limit", "bomb", false),
+    attack(
+      { name: "slow-loris-at-the-coordinator", kind: "drip", at: "coordinator", as: null },
+      ["hung_up"],
+      slow,
+    ),
+    attack(
+      { name: "slow-loris-at-a-source", kind: "drip", at: "source", as: "mirror" },
+      ["http_408", "hung_up"],
+      slow,
+    ),
     attack(
       { name: "ten-thousand-half-open-connections", kind: "half_open", count: 10_000 },
       ["hung_up"],

@@ -40,6 +40,8 @@ async function perform(step: Step): Promise<string[]> {
       return [await sendMessage(step.what, await dial(plan.coordinator, step.as, ["h2"]))];
     case "bytes":
       return [await readBytes(step)];
+    case "drip":
+      return [await drip(step)];
     case "half_open":
       return await halfOpen(step.count);
   }
@@ -163,6 +165,30 @@ async function readBytes({ as, request }: Step & { kind: "bytes" }): Promise<str
   const named = /"code":"([a-z_]+)"/.exec(text)?.[1];
   const [, number] = /^HTTP\/1\.1 (\d+)/.exec(text) ?? [];
   return named ?? (number === undefined ? "hung_up" : number === "200" ? "ok" : `http_${number}`);
+}
+
+/** `http_408`, or `hung_up` when the other side ends it unheard. */
+async function drip({ at, as }: Step & { kind: "drip" }): Promise<string> {
+  const socket =
+    at === "source" ? await dial(plan.source, as, []) : net.connect(hostAndPort(plan.coordinator));
+  let text = "";
+  socket.on("data", (bytes: Buffer) => {
+    text += bytes.toString("latin1");
+  });
+  socket.on("error", () => {});
+  // The beginning of a ClientHello of 512 bytes, or of a request.
+  const begun = at === "source" ? "GET /healthz HTTP/1.1\r\nX-Slow: " : "\x16\x03\x01\x02\x00\x01";
+  socket.write(begun, "latin1");
+  const timer = setInterval(() => socket.write("a"), 250);
+  const late = setTimeout(() => socket.destroy(new Error("still open")), 2 * answerMsMax);
+  const isLate = await new Promise<boolean>((resolve) => {
+    socket.once("error", (error) => resolve(error.message === "still open"));
+    socket.once("close", () => resolve(false));
+  });
+  clearInterval(timer);
+  clearTimeout(late);
+  if (isLate) return "still_open";
+  return text.startsWith("HTTP/1.1 408 ") ? "http_408" : "hung_up";
 }
 
 async function halfOpen(count: number): Promise<string[]> {

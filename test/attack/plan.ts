@@ -106,6 +106,8 @@ export type Step = { readonly name: string } & (
   | { readonly kind: "message"; readonly as: string; readonly what: "announced" | "bomb" }
   /** Bytes to the piece server behind TLS. */
   | { readonly kind: "bytes"; readonly as: string | null; readonly request: string }
+  /** Slowly, a byte at a time and without end: a handshake to the coordinator, a head to the source. */
+  | { readonly kind: "drip"; readonly at: "coordinator" | "source"; readonly as: string | null }
   /** Connections that begin a handshake and go no further. */
   | { readonly kind: "half_open"; readonly count: number }
 );
