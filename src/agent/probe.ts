@@ -23,17 +23,43 @@ const answer = z.object({
 
 export type ProbeAnswer = z.infer<typeof answer>;
 
+export interface ProbeOptions {
+  readonly command: readonly string[];
+  /** Empty: found from the command. */
+  readonly python: string;
+  readonly framework: string;
+  readonly env: Environment;
+}
+
+/** Waits for the answer until `signal` fires. @throws RelightError `probe_failed`. */
+export type StartedProbe = (signal: AbortSignal) => Promise<ProbeAnswer>;
+
+/** Asks at once, so that the answer is there when somebody waits for it; no longer than `msMax`. */
+export function startProbe(options: ProbeOptions, msMax: number): StartedProbe {
+  const end = new AbortController();
+  const signal = AbortSignal.any([end.signal, AbortSignal.timeout(msMax)]);
+  const answer = probeFacts({ ...options, signal });
+  // Told to whoever waits for it.
+  answer.catch(() => undefined);
+  return async (until) => {
+    const stop = () => end.abort(until.reason);
+    until.addEventListener("abort", stop, { once: true });
+    if (until.aborted) stop();
+    try {
+      return await answer;
+    } finally {
+      until.removeEventListener("abort", stop);
+    }
+  };
+}
+
 /**
  * @throws RelightError `probe_failed` when there is no interpreter, or it fails, answers nonsense or
  * outlasts `signal`.
  */
-export async function probeFacts(options: {
-  command: readonly string[];
-  python: string;
-  framework: string;
-  env: Environment;
-  signal: AbortSignal;
-}): Promise<ProbeAnswer> {
+export async function probeFacts(
+  options: ProbeOptions & { readonly signal: AbortSignal },
+): Promise<ProbeAnswer> {
   const interpreter = options.python || findPython(options.command, options.env);
   if (interpreter === null) {
     throw new RelightError(

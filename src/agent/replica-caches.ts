@@ -29,7 +29,7 @@ import type { ClaimCache, ClaimedCache, Undone } from "./claimed-cache.ts";
 import type { CacheRecord, Ledger } from "./ledger.ts";
 import type { Narrator } from "./narrator.ts";
 import type { NodeLink } from "./node-link.ts";
-import { probeFacts } from "./probe.ts";
+import { type StartedProbe, startProbe } from "./probe.ts";
 import { Publisher } from "./publisher.ts";
 import { createRelay, noRelay } from "./relay.ts";
 import { relayAgain } from "./relay-again.ts";
@@ -95,16 +95,26 @@ export class ReplicaCaches {
   readonly #settings: CacheSettings;
   readonly #parts: CacheParts;
   readonly #ledger: Ledger;
+  readonly #probe: StartedProbe | null;
   readonly #checked = Promise.withResolvers<void>();
   #states: CacheState[] = [];
   /** Under which what is offered was last looked at. */
   #policyVersion: number | null;
 
-  /** @param command the engine's, empty when there is none */
+  /**
+   * @param engine its command, empty when there is none, and its environment
+   * @param options `probe` when its Python has been asked already
+   */
   constructor(
     engine: { command: readonly string[]; env: Environment },
-    options: { settings: CacheSettings; parts: CacheParts; ledger: Ledger },
+    options: {
+      settings: CacheSettings;
+      parts: CacheParts;
+      ledger: Ledger;
+      probe?: StartedProbe | undefined;
+    },
   ) {
+    this.#probe = options.probe ?? null;
     this.#command = engine.command;
     this.#env = engine.env;
     this.#settings = options.settings;
@@ -235,13 +245,9 @@ export class ReplicaCaches {
     };
     if (this.#command.length === 0 && python === "") return mergeFacts(own, facts);
     try {
-      const probed = await probeFacts({
-        command: this.#command,
-        python,
-        framework,
-        env: this.#env,
-        signal: deadline.signal,
-      });
+      const of = { command: this.#command, python, framework, env: this.#env };
+      const probe = this.#probe ?? startProbe(of, discoverMsMax);
+      const probed = await probe(deadline.signal);
       return mergeFacts(own, probed.facts, facts);
     } catch (thrown) {
       // What it would have told is unknown, and the record says which facts that leaves open.

@@ -18,6 +18,7 @@ import {
 } from "./engine.ts";
 import { Ledger, outcomeOf } from "./ledger.ts";
 import type { BootEvent } from "./narrator.ts";
+import { type StartedProbe, startProbe } from "./probe.ts";
 import { type CacheParts, type CacheSettings, ReplicaCaches } from "./replica-caches.ts";
 import {
   type OpenReplicaWeights,
@@ -38,6 +39,18 @@ export type RunParts = CacheParts & WeightHoldings;
 interface RunOptions {
   readonly settings: RunSettings;
   readonly parts: RunParts;
+  /** The engine's Python, asked already (`probeEngine`). */
+  readonly probe?: StartedProbe;
+}
+
+/** Asks the engine's Python at once: opening an agent takes about as long as its answer. */
+export function probeEngine(
+  command: readonly string[],
+  env: Environment,
+  { python, discoverMsMax }: RunSettings,
+): StartedProbe {
+  const framework = frameworkOf(command);
+  return startProbe({ command, python, framework, env: withoutSecrets(env) }, discoverMsMax);
 }
 
 /** @returns the engine's exit code. @throws RelightError `engine_start_failed`, `config_invalid`. */
@@ -61,7 +74,8 @@ class Run {
   #kept: Promise<void> = Promise.resolve();
   #isPrepared = false;
 
-  constructor(command: readonly string[], env: Environment, { settings, parts }: RunOptions) {
+  constructor(command: readonly string[], env: Environment, options: RunOptions) {
+    const { settings, parts, probe } = options;
     this.#command = command;
     this.#env = withoutSecrets(env);
     this.#settings = settings;
@@ -75,7 +89,7 @@ class Run {
     });
     this.#caches = new ReplicaCaches(
       { command, env: this.#env },
-      { settings, parts, ledger: this.#ledger },
+      { settings, parts, ledger: this.#ledger, probe },
     );
   }
 
