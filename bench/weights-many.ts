@@ -2,14 +2,13 @@
 // One source and a target on every other GPU, all asking at once: each from the source, and in a chain
 // that forms by itself where the source admits one reader. From being asked to the last one verified.
 
-import { CudaDriver } from "../src/gpu/cuda.ts";
 import type { Emit } from "./main.ts";
-import { backend, inFleet, type Report } from "./weights-pair.ts";
+import { gpuCount, inFleet, type Report } from "./weights-pair.ts";
 
 const rounds = 3;
 
 export async function run(emit: Emit): Promise<void> {
-  const count = backend === "fake" ? 3 : await deviceCount();
+  const count = await gpuCount();
   if (count < 3) {
     console.error(`weights-many: ${count} GPUs here, 3 needed`);
     return;
@@ -66,12 +65,4 @@ async function best(load: () => Promise<(Report | undefined)[]>) {
     if (kept === null || ms < kept.ms) kept = { ms, reports };
   }
   return kept ?? { ms: 0, reports: [] };
-}
-
-async function deviceCount(): Promise<number> {
-  await using driver = new CudaDriver();
-  return await driver.devices().then(
-    (devices) => devices.length,
-    () => 0,
-  );
 }

@@ -7,7 +7,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import type { AgentArguments } from "../test/contracts/weights-agent.ts";
+import { type AgentArguments, openDriver } from "../test/contracts/weights-agent.ts";
 import type { Dealing, SetName } from "./weights-sets.ts";
 
 /** What an engine hears of its load; times in milliseconds. */
@@ -89,7 +89,9 @@ export async function inFleet<Result>(
       address: (index) => addresses[index] ?? "",
       engine: async (index, set, dealing) => {
         const script = join(import.meta.dirname, "weights-engine.ts");
-        const words = [set, `${index}`, socket(index), dealing, directory];
+        // On a machine with one GPU both ends are on it: for the ways that go through the host.
+        const ordinal = index % (await gpuCount());
+        const words = [set, `${ordinal}`, socket(index), dealing, directory];
         const engine = start(new Engine([process.execPath, script, ...words], {}));
         await engine.answer();
         return engine;
@@ -99,6 +101,14 @@ export async function inFleet<Result>(
     for (const one of started.toReversed()) await one.end();
     rmSync(directory, { recursive: true, force: true });
   }
+}
+
+export async function gpuCount(): Promise<number> {
+  await using driver = openDriver({ backend, directory: tmpdir() });
+  return await driver.devices().then(
+    (devices) => devices.length,
+    () => 0,
+  );
 }
 
 /** A process that is spoken to in lines, and ends with its input. */

@@ -9,7 +9,7 @@ import { join } from "node:path";
 import type { GpuDriver } from "../src/gpu/driver.ts";
 import { openDriver } from "../test/contracts/weights-agent.ts";
 import type { Emit } from "./main.ts";
-import { backend, onPair, type Report } from "./weights-pair.ts";
+import { backend, gpuCount, onPair, type Report } from "./weights-pair.ts";
 
 const wait = { signal: AbortSignal.timeout(500_000), deadlineMs: 60_000 };
 const rounds = 3;
@@ -20,7 +20,8 @@ export async function run(emit: Emit): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), "relight-bench-"));
   try {
     await measureHttp(emit, directory);
-    await measureNccl(emit, library === undefined ? {} : { ncclLibrary: library });
+    if ((await gpuCount()) > 1)
+      await measureNccl(emit, library === undefined ? {} : { ncclLibrary: library });
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }

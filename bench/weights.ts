@@ -20,7 +20,7 @@ import { PeerSource } from "../src/weights/peer.ts";
 import { planTransfer } from "../src/weights/plan.ts";
 import { spanBytes } from "../src/weights/tensor.ts";
 import type { Emit } from "./main.ts";
-import { backend, onPair, type PairOptions, type Report } from "./weights-pair.ts";
+import { backend, gpuCount, onPair, type PairOptions, type Report } from "./weights-pair.ts";
 import { layoutOf, type SetName } from "./weights-sets.ts";
 
 const rounds = 5;
@@ -29,7 +29,7 @@ const wait = { signal: AbortSignal.timeout(500_000), deadlineMs: 60_000 };
 
 export async function run(emit: Emit): Promise<void> {
   measurePlan(emit);
-  const count = backend === "fake" ? 2 : await deviceCount();
+  const count = await gpuCount();
   if (count < 2) {
     console.error(`weights: ${count} GPUs here, 2 needed; only the plan was measured`);
     return;
@@ -217,12 +217,4 @@ async function digestTimes(
     times.push(await driver.elapsedMs(began, ended));
   }
   return times;
-}
-
-async function deviceCount(): Promise<number> {
-  await using driver = new CudaDriver();
-  return await driver.devices().then(
-    (devices) => devices.length,
-    () => 0,
-  );
 }

@@ -20,6 +20,11 @@ const packages = [
   "@napi-rs/blake-hash",
   "@napi-rs/blake-hash-linux-x64-gnu",
   "zod",
+  "@peculiar",
+  "asn1js",
+  "pvtsutils",
+  "pvutils",
+  "tslib",
 ];
 
 mkdirSync(carry, { recursive: true });

@@ -21,8 +21,8 @@ export interface WeightClientOptions {
   readonly tls?: TlsMaterial | null;
 }
 
-/** While one range is received the source prepares the next. */
-const requestsPerThread = 2;
+/** One is received, one is on its way, one is being prepared: two left the wire idle between (3.1 and 4.9 GB/s). */
+const requestsPerThread = 3;
 
 /** A source may have to open the GPU, or to wait for its turn; each request has a deadline of its own. */
 const firstByteMsMax = 60_000;
