@@ -4,17 +4,20 @@
 serving_engine.py [WIDTH] PORT DIRECTORY SALT: takes its weights from a live replica, else "loads them from
 disk" (the salt's values) and offers them. WIDTH: of the embedding, 16 unless it is said. Over HTTP:
 /health, /weights (how they came, and whether they are SALT's), /update?SALT (new values, announced),
-/corrupt (a byte changed behind everybody's back).
+/corrupt (a byte changed behind everybody's back). ENGINE_IMPORT_S: seconds that its imports take.
 """
 
 import hashlib
 import http.server
 import json
+import os
 import sys
+import time
 
 import relight.torch
 from stubs import FakeGpu, Model, Tensor, stub_torch
 
+time.sleep(float(os.environ.get("ENGINE_IMPORT_S", "0")))
 *width, port, directory, salt = sys.argv[1:]
 gpu = FakeGpu(directory)
 model = Model(gpu)

@@ -35,6 +35,8 @@ export interface ReplicaOptions {
   readonly environment?: Readonly<Record<string, string>>;
   /** Of a fleet, with a key of its own; otherwise replicas share one. */
   readonly isMember?: boolean;
+  /** Whether its own agent hands over weights; else the one of RELIGHT_AGENT_SOCKET. */
+  readonly isHandingOver?: boolean;
 }
 
 export async function startWeightsReplica(
@@ -47,6 +49,7 @@ export async function startWeightsReplica(
     engine = ["serving_engine.py"],
     environment = {},
     isMember = false,
+    isHandingOver = true,
   }: ReplicaOptions,
 ): Promise<WeightsReplica> {
   const port = await freePort();
@@ -56,8 +59,7 @@ export async function startWeightsReplica(
   const process = relight(
     [
       "run",
-      "--weights",
-      `--weights-pretend-gpu=${gpu}`,
+      ...(isHandingOver ? ["--weights", `--weights-pretend-gpu=${gpu}`] : []),
       `--coordinator-address=${coordinator}`,
       `--node-id=${name}`,
       `--state-dir=${state}`,
