@@ -4,7 +4,7 @@
 import { create } from "@bufbuild/protobuf";
 import type { ServerDuplexStream } from "@grpc/grpc-js";
 import type { GroupKeeper } from "../elastic/keeper.ts";
-import type { Status } from "../elastic/status.ts";
+import type { Speaker, Status } from "../elastic/status.ts";
 import type { View } from "../elastic/view.ts";
 import { encode, readJoin, readStatus } from "../elastic/wire.ts";
 import { asRelightError, RelightError } from "../errors.ts";
@@ -97,7 +97,7 @@ class MemberStream {
   readonly #listener = (view: View): void => this.#tell(view);
   #keeper: GroupKeeper | null = null;
   #memberId = "";
-  #nodeId = "";
+  #from: Speaker = { nodeId: "", owner: null };
   #isEnded = false;
 
   constructor(call: Call, groups: Groups) {
@@ -109,7 +109,7 @@ class MemberStream {
     if (kind.case === "join" && this.#keeper === null) return this.#join(kind.value, by);
     const keeper = this.#keeper;
     if (keeper === null) return refuse("the first word", String(kind.case), "join");
-    if (kind.case === "statusJson") keeper.hear(this.#own(readStatus(kind.value)), this.#nodeId);
+    if (kind.case === "statusJson") keeper.hear(this.#own(readStatus(kind.value)), this.#from);
     else if (kind.case === "load") keeper.hearLoad(this.#memberId, kind.value.experts);
     else refuse("a word", String(kind.case), "status_json or load");
   }
@@ -124,13 +124,13 @@ class MemberStream {
     const { config, occupant: claimed, wantedSlot } = readJoin(join.requestJson);
     const occupant = { ...claimed, owner: by?.uri ?? null };
     this.#memberId = occupant.memberId;
-    this.#nodeId = occupant.process.nodeId;
+    this.#from = { nodeId: occupant.process.nodeId, owner: occupant.owner };
     const status = this.#own(readStatus(join.statusJson));
     const keeper = this.#groups.keeperFor(config);
     checkOwner(keeper, occupant.memberId, by);
     this.#keeper = keeper;
     const candidate = status.seat === null ? { occupant, wantedSlot } : null;
-    await keeper.hello({ config, status, nodeId: this.#nodeId, candidate }, this.#listener);
+    await keeper.hello({ config, status, from: this.#from, candidate }, this.#listener);
     if (this.#isEnded) keeper.farewell(this.#memberId, this.#listener);
   }
 

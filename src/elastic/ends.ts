@@ -68,10 +68,12 @@ function endOf(group: Group, slot: Slot, ended: Ended): Group {
   return slot.isEndKnown ? group : withSlot(group, { ...slot, isEndKnown: true });
 }
 
-/** Only a word from the node on which the process ran counts. */
+/** Only a word from the node on which the process ran counts, by whom that node belongs to. */
 function isGone(known: Known, slot: Slot): boolean {
-  for (const { status, nodeId } of known.heard.values()) {
-    if (nodeId !== slot.occupant?.process.nodeId) continue;
+  const { occupant } = slot;
+  if (occupant === null) return false;
+  for (const { status, from } of known.heard.values()) {
+    if (from.nodeId !== occupant.process.nodeId || from.owner !== occupant.owner) continue;
     if (status.gone.some((seat) => isSameSeat(seat, slot))) return true;
   }
   return false;

@@ -15,7 +15,7 @@ import {
   newGroup,
   viewOf,
 } from "./group.ts";
-import { type Heard, hearStatus, type Status } from "./status.ts";
+import { type Heard, hearStatus, type Speaker, type Status } from "./status.ts";
 import type { GroupConfig, View } from "./view.ts";
 
 /** Where records live. One keeper writes a group at a time; a second one is noticed by its revision. */
@@ -115,12 +115,12 @@ export class GroupKeeper {
     hello: {
       readonly config: GroupConfig;
       readonly status: Status;
-      readonly nodeId: string;
+      readonly from: Speaker;
       readonly candidate: Omit<Candidate, "sinceMs"> | null;
     },
     listener: Listener,
   ): Promise<void> {
-    const { config, status, nodeId, candidate } = hello;
+    const { config, status, from, candidate } = hello;
     const { memberId } = status;
     if (this.#stored === null) await this.#make(config);
     const group = this.#mustGroup();
@@ -130,16 +130,16 @@ export class GroupKeeper {
     this.#listeners.set(memberId, listener);
     if (!isSeated && candidate !== null && !this.#candidates.has(memberId))
       this.#candidates.set(memberId, { ...candidate, sinceMs: this.#options.clock.now() });
-    this.hear(status, nodeId);
+    this.hear(status, from);
     listener(viewOf(this.#mustGroup()));
   }
 
   /** A word of a member. One that is older than what is known changes nothing. */
-  hear(status: Status, nodeId: string): void {
+  hear(status: Status, from: Speaker): void {
     const { memberId } = status;
     const before = this.#heard.get(memberId);
     const nowMs = this.#options.clock.now();
-    this.#heard.set(memberId, hearStatus(before, status, { nodeId, nowMs }));
+    this.#heard.set(memberId, hearStatus(before, status, { from, nowMs }));
     this.look();
   }
 

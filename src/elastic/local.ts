@@ -10,6 +10,7 @@ import { GroupKeeper, type GroupStore, type KeeperClock, type StoredGroup } from
 import { hearReport, hearView, type Member, newMember } from "./member.ts";
 import type { Operation, OperationRequest } from "./operation.ts";
 import type { Command, JoinRequest, MembershipSession, Report } from "./session.ts";
+import type { Speaker } from "./status.ts";
 import type { Seat, View } from "./view.ts";
 
 /** Records in memory; compare-and-set as in any other store. */
@@ -99,11 +100,9 @@ export class LocalSession implements MembershipSession {
   async start(): Promise<void> {
     const { config, occupant, wantedSlot } = this.#request;
     const candidate = { occupant, wantedSlot };
-    const { nodeId } = occupant.process;
-    await this.#keeper.hello(
-      { config, nodeId, candidate, status: this.#member.status },
-      this.#listener,
-    );
+    const from = this.#speaker();
+    const { status } = this.#member;
+    await this.#keeper.hello({ config, from, candidate, status }, this.#listener);
   }
 
   report(report: Report): void {
@@ -152,6 +151,11 @@ export class LocalSession implements MembershipSession {
   }
 
   #tell(): void {
-    this.#keeper.hear(this.#member.status, this.#request.occupant.process.nodeId);
+    this.#keeper.hear(this.#member.status, this.#speaker());
+  }
+
+  #speaker(): Speaker {
+    const { process, owner } = this.#request.occupant;
+    return { nodeId: process.nodeId, owner };
   }
 }

@@ -43,10 +43,16 @@ export interface Status {
   readonly gone: readonly Seat[];
 }
 
+/** Who speaks for a member. What it says of processes counts for its own node's only. */
+export interface Speaker {
+  readonly nodeId: string;
+  /** The SPIFFE id that it proved; null where nobody has to. */
+  readonly owner: string | null;
+}
+
 /** A member as the coordinator has it in memory; nothing of this outlives the coordinator. */
 export interface Heard {
-  /** The node that it speaks from; what it says of processes counts for that node only. */
-  readonly nodeId: string;
+  readonly from: Speaker;
   readonly status: Status;
   readonly heardAtMs: number;
   /** Launched steps a millisecond, between the last two words; 0 when idle. */
@@ -80,9 +86,9 @@ export function firstStatus(memberId: string): Status {
 export function hearStatus(
   before: Heard | undefined,
   status: Status,
-  { nodeId, nowMs }: { readonly nodeId: string; readonly nowMs: number },
+  { from, nowMs }: { readonly from: Speaker; readonly nowMs: number },
 ): Heard {
-  if (before === undefined) return { nodeId, status, heardAtMs: nowMs, stepsPerMs: 0 };
+  if (before === undefined) return { from, status, heardAtMs: nowMs, stepsPerMs: 0 };
   if (status.sequence < before.status.sequence) return before;
   // A rank that joins begins at the group's step: that is no speed.
   const isFirst = before.status.launchedStep === 0;
@@ -91,7 +97,7 @@ export function hearStatus(
   // Words that come in one burst say nothing about speed.
   const stepsPerMs =
     ms < burstMs ? Math.max(before.stepsPerMs, steps / burstMs) : Math.max(0, steps) / ms;
-  return { nodeId, status, heardAtMs: nowMs, stepsPerMs };
+  return { from, status, heardAtMs: nowMs, stepsPerMs };
 }
 
 const burstMs = 20;

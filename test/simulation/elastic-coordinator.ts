@@ -157,9 +157,9 @@ export class SimConnection {
     const connection = new SimConnection(coordinator, keeper, caller);
     const { config, occupant } = caller;
     const status = caller.status();
-    const { nodeId } = occupant.process;
+    const from = { nodeId: occupant.process.nodeId, owner: null };
     const candidate = status.seat === null ? { occupant, wantedSlot: null } : null;
-    keeper.hello({ config, status, nodeId, candidate }, connection.#listener).catch((error) => {
+    keeper.hello({ config, status, from, candidate }, connection.#listener).catch((error) => {
       connection.isOpen = false;
       if (error instanceof RelightError && error.code === "ep_evicted") caller.refuse();
     });
@@ -172,10 +172,10 @@ export class SimConnection {
 
   tell(): void {
     const status = this.#caller.status();
-    const { nodeId } = this.#caller.occupant.process;
+    const from = { nodeId: this.#caller.occupant.process.nodeId, owner: null };
     this.#coordinator.deliver(this.#caller.mail, () => {
       if (!this.isCurrent) return;
-      this.#keeper.hear(status, nodeId);
+      this.#keeper.hear(status, from);
       const view = this.#keeper.group;
       // What was lost on the way is said again to whoever is behind.
       if (view !== null && status.generation < view.generation) this.#listener(view);

@@ -28,12 +28,13 @@ export interface GroupAnswer {
     readonly pid: number;
     readonly ended: string;
   }[];
-  readonly operation: {
+  /** Absent when there never was one. */
+  readonly operation?: {
     readonly operation_id: string;
     readonly phase: string;
     readonly phases: readonly { readonly phase: string; readonly at_ms: number }[];
     readonly error_code: string;
-  } | null;
+  };
 }
 
 const waitMs = 20_000;
