@@ -65,10 +65,6 @@ export const operationLimits = {
   finishedMax: 64,
 };
 
-export function isEnded({ phase }: Operation): boolean {
-  return phase === "done" || phase === "aborted";
-}
-
 export function isBeforeCommit({ phase }: Operation): boolean {
   return phase === "planned" || phase === "staging" || phase === "flipping";
 }

@@ -3,7 +3,7 @@
 // fail, or fail after it has written; killed and started again; and agents' connections to it.
 
 import { decide } from "../../src/elastic/controller.ts";
-import type { ControllerLimits, Group, Known } from "../../src/elastic/group.ts";
+import type { ControllerLimits, Group } from "../../src/elastic/group.ts";
 import { GroupKeeper, type GroupStore, type StoredGroup } from "../../src/elastic/keeper.ts";
 import type { Status } from "../../src/elastic/status.ts";
 import type { GroupConfig, Occupant, View } from "../../src/elastic/view.ts";
@@ -188,5 +188,3 @@ export class SimConnection {
     this.#keeper.farewell(this.#caller.status().memberId, this.#listener);
   }
 }
-
-export type { Known };
