@@ -3,7 +3,7 @@
 // environment. What is not exported here may change in any version.
 
 /** @experimental Elastic expert parallelism: see docs/kernels.md and `src/cli/ep-rank-worker.ts`. */
-export { openGpus, openWindows } from "./agent/ep-ports.ts";
+export { agentMembership, openGpus, openWindows } from "./agent/ep-ports.ts";
 export type { RankDevice, WindowExchange } from "./elastic/rank/device.ts";
 export type {
   EpGroupLimits,
@@ -20,3 +20,4 @@ export type { GpuDriver } from "./gpu/driver.ts";
 export type { EpDeviceOptions } from "./gpu/ep-device.ts";
 export { EpDevice } from "./gpu/ep-device.ts";
 export type { EpShape } from "./gpu/ep-layout.ts";
+export { systemClock } from "./platform/clock.ts";

@@ -10,6 +10,8 @@ import type { Seat, View } from "../elastic/view.ts";
 /** What one rank is started with. */
 export interface RankSpec {
   readonly backend: "cuda" | "fake";
+  /** Of the agent through which it takes part; null: of whoever started it. */
+  readonly agentSocket: string | null;
   readonly ordinal: number;
   /** Where sockets lie, and the fake GPU's memory. */
   readonly directory: string;

@@ -4,9 +4,10 @@
 
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { agentMembership } from "../agent/ep-ports.ts";
 import { expertBytes, MoeLayer } from "../elastic/moe/layer.ts";
 import { EpGroup, type GroupEvent, type StepOutcome } from "../elastic/rank/group.ts";
-import type { NeededExpert } from "../elastic/session.ts";
+import type { JoinRequest, MembershipSession, NeededExpert } from "../elastic/session.ts";
 import type { GroupConfig, Seat } from "../elastic/view.ts";
 import { asRelightError, assert } from "../errors.ts";
 import { CudaDriver } from "../gpu/cuda.ts";
@@ -38,7 +39,8 @@ const limits = {
 };
 
 const stopping = new AbortController();
-let session: LinkedSession | null = null;
+let linked: LinkedSession | null = null;
+let session: MembershipSession | null = null;
 let group: EpGroup | null = null;
 let left = false;
 
@@ -56,10 +58,10 @@ process.on("message", (message: ToRank) => {
       );
       return;
     case "command":
-      session?.hear(message.command, message.view);
+      linked?.hear(message.command, message.view);
       return;
     case "ended":
-      session?.end();
+      linked?.end();
       return;
     case "leave":
       group?.leave();
@@ -96,8 +98,8 @@ async function live(driver: GpuDriver, spec: RankSpec, before: Held | null): Pro
   const rank: { held: Held | null } = { held: null };
   await using opened = await EpGroup.join(
     {
-      open: async (request) => {
-        session = new LinkedSession(request, send);
+      open: async (request, signal) => {
+        session = await openMembership(spec, request, signal);
         return session;
       },
       config: configOf(spec),
@@ -133,6 +135,16 @@ async function live(driver: GpuDriver, spec: RankSpec, before: Held | null): Pro
   if (stopping.signal.aborted) return null;
   await opened.over;
   return held;
+}
+
+async function openMembership(
+  { agentSocket }: RankSpec,
+  request: JoinRequest,
+  signal: AbortSignal,
+): Promise<MembershipSession> {
+  if (agentSocket !== null) return await agentMembership(agentSocket)(request, signal);
+  linked = new LinkedSession(request, send);
+  return linked;
 }
 
 async function holdFor(

@@ -76,6 +76,25 @@ export class RankProcess {
     return this.session?.seat?.slot ?? null;
   }
 
+  /** What it says of itself; what it says to its group is the caller's to pass on. */
+  hear(message: Exclude<FromRank, { from: "join" | "report" }>): void {
+    switch (message.from) {
+      case "event":
+        this.events.push({ atMs: message.atMs, event: message.event });
+        return;
+      case "phase":
+        this.phases.push({ name: message.name, atMs: message.atMs });
+        return;
+      case "steps":
+        this.steps.push(...message.steps);
+        this.uses.push(message.use);
+        return;
+      case "failed":
+        this.failure = { code: message.code, message: message.message };
+        return;
+    }
+  }
+
   get isAlive(): boolean {
     return this.exitedAtMs === null;
   }
@@ -87,6 +106,14 @@ export class RankProcess {
   signal(name: "SIGKILL" | "SIGSTOP" | "SIGCONT"): void {
     this.#child.kill(name);
   }
+}
+
+/** A process that waits for its specification. */
+export function spawnRank(): ChildProcess {
+  const program = workerUrl(new URL("./ep-rank-worker.ts", import.meta.url));
+  return spawn(process.execPath, [program.pathname], {
+    stdio: ["ignore", "inherit", "inherit", "ipc"],
+  });
 }
 
 export class Ranks implements AsyncDisposable {
@@ -172,17 +199,12 @@ export class Ranks implements AsyncDisposable {
   #startOne(): RankProcess {
     const { shape, backend, deviceCount, ...rest } = this.options;
     const number = this.all.length;
-    const child = spawn(
-      process.execPath,
-      [workerUrl(new URL("./ep-rank-worker.ts", import.meta.url)).pathname],
-      {
-        stdio: ["ignore", "inherit", "inherit", "ipc"],
-      },
-    );
+    const child = spawnRank();
     const rank = new RankProcess(child, {
       ...rest,
       ...{ backend, shape, number, directory: this.#directory },
       ordinal: this.#emptiestGpu(deviceCount),
+      agentSocket: null,
       memberId: randomBytes(8).toString("hex"),
     });
     child.on("message", (message: FromRank) => this.#hear(rank, message));
@@ -217,19 +239,8 @@ export class Ranks implements AsyncDisposable {
       case "report":
         if (rank.isAlive) rank.session?.report(message.report);
         return;
-      case "event":
-        rank.events.push({ atMs: message.atMs, event: message.event });
-        return;
-      case "phase":
-        rank.phases.push({ name: message.name, atMs: message.atMs });
-        return;
-      case "steps":
-        rank.steps.push(...message.steps);
-        rank.uses.push(message.use);
-        return;
-      case "failed":
-        rank.failure = { code: message.code, message: message.message };
-        return;
+      default:
+        rank.hear(message);
     }
   }
 

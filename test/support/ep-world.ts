@@ -116,6 +116,16 @@ export class EpWorld implements AsyncDisposable {
     this.#http = http;
   }
 
+  /** Where the agent's host of ranks listens. */
+  get socketPath(): string {
+    return this.#folder.path("ep.sock");
+  }
+
+  /** For the sockets of ranks that are not of this world's own program. */
+  get windowsPath(): string {
+    return this.#folder.path("windows");
+  }
+
   killCoordinator(): Promise<void> {
     return killed(this.#coordinator);
   }
