@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Disks that are full or read-only: the start is cold with the code, nothing is half-installed, and the
+// Disks that are full, read-only or not ours: the start is cold with the code, nothing is half-installed, and the
 // next start on a good disk is warm.
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import fs from "node:fs";
 import path from "node:path";
@@ -47,6 +47,8 @@ function flags(folder: TemporaryFolder, coordinator: string, cache: string): str
     "--settle=0s",
   ];
 }
+
+const main = path.resolve(import.meta.dirname, "../../src/cli/main.ts");
 
 describe("a target's disk", () => {
   test("that is full: cold with disk_full, nothing visible, warm once there is room", async (context) => {
@@ -97,4 +99,46 @@ describe("a target's disk", () => {
     assert.match(target.output(), /cold: x: disk_read_only/);
     assert.match(target.output(), /engine ran/);
   });
+
+  test("that we may not write to: the engine starts cold with disk_denied", async (context) => {
+    using folder = temporaryFolder();
+    const asNobody = commandOfNobody(folder);
+    if (asNobody === null) return context.skip("root cannot become somebody who is denied here");
+    fs.mkdirSync(folder.path("theirs"), { mode: 0o555 });
+    await using coordinator = await startTestCoordinator(folder.path("store"));
+    const [program = "", ...words] = [
+      ...asNobody,
+      process.execPath,
+      main,
+      "run",
+      `--coordinator-address=${coordinator.address}`,
+      `--state-dir=${folder.path("mine/state")}`,
+      "--families=none",
+      `--cache=x=${folder.path("theirs/cache")}`,
+      "--",
+      "echo",
+      "engine ran",
+    ];
+    const { status, stdout, stderr } = spawnSync(program, words, {
+      encoding: "utf8",
+      timeout: 60_000,
+      env: { ...process.env, HOME: folder.path("mine") },
+    });
+    assert.equal(status, 0, stderr);
+    assert.match(stderr, /cold: x: disk_denied/);
+    assert.match(stdout, /engine ran/);
+  });
 });
+
+/** Words in front of a command whose user owns `mine` and nothing else; null where that cannot be. */
+function commandOfNobody(folder: TemporaryFolder): string[] | null {
+  const nobody = 65_534;
+  fs.mkdirSync(folder.path("mine"));
+  // Whoever is not root is denied by the modes alone.
+  if (process.getuid?.() !== 0) return [];
+  fs.chmodSync(folder.path("."), 0o755);
+  fs.chownSync(folder.path("mine"), nobody, nobody);
+  const words = ["setpriv", `--reuid=${nobody}`, `--regid=${nobody}`, "--clear-groups"];
+  const [program = "", ...rest] = [...words, process.execPath, main, "--version"];
+  return spawnSync(program, rest, { timeout: 30_000 }).status === 0 ? words : null;
+}
