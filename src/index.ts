@@ -5,13 +5,13 @@
 /** @experimental Elastic expert parallelism: see docs/kernels.md and `src/cli/ep-rank-worker.ts`. */
 export { agentMembership, openGpus, openWindows } from "./agent/ep-ports.ts";
 export type { RankDevice, WindowExchange } from "./elastic/rank/device.ts";
+export { EpGroup } from "./elastic/rank/group.ts";
 export type {
   EpGroupLimits,
   EpGroupOptions,
   GroupEvent,
   StepOutcome,
-} from "./elastic/rank/group.ts";
-export { EpGroup } from "./elastic/rank/group.ts";
+} from "./elastic/rank/options.ts";
 export type { MembershipSession, OpenMembership } from "./elastic/session.ts";
 export type { GroupConfig, Seat } from "./elastic/view.ts";
 export type { Blame, Code, CodeFacts, Details, Retry } from "./errors.ts";

@@ -3,7 +3,7 @@
 // sessions (elastic/local.ts), a rank sees its own. What travels is the contract of elastic/session.ts.
 
 import { CommandQueue } from "../elastic/command-queue.ts";
-import type { GroupEvent } from "../elastic/rank/group.ts";
+import type { GroupEvent } from "../elastic/rank/options.ts";
 import type { Command, JoinRequest, MembershipSession, Report } from "../elastic/session.ts";
 import type { Seat, View } from "../elastic/view.ts";
 

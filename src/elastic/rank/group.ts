@@ -5,17 +5,10 @@
 
 import { asRelightError, RelightError } from "../../errors.ts";
 import type { Command as GpuCommand } from "../../gpu/driver.ts";
-import type { Clock } from "../../platform/clock.ts";
 import { startDeadlineOn } from "../../platform/deadline.ts";
-import type {
-  Command,
-  JoinRequest,
-  MembershipSession,
-  NeededExpert,
-  OpenMembership,
-} from "../session.ts";
-import { isSameSeat, type Occupant, type Placement, type Seat } from "../view.ts";
-import type { DeviceReport, FetchedWindow, RankDevice, WindowExchange } from "./device.ts";
+import type { Command, MembershipSession } from "../session.ts";
+import { isSameSeat, type Placement, type Seat } from "../view.ts";
+import type { FetchedWindow, RankDevice } from "./device.ts";
 import {
   type Membership,
   maskOf,
@@ -27,70 +20,10 @@ import {
   withChange,
   withoutDead,
 } from "./membership.ts";
+import type { EpGroupOptions, GroupEvent, StepOutcome } from "./options.ts";
+import { lostIn, slotsIn } from "./outcome.ts";
 import { Turns } from "./turns.ts";
-
-export interface EpGroupLimits {
-  /** For the seat, from asking to getting it. */
-  readonly seatMsMax: number;
-  /** For one window, from asking its owner to its mapping. */
-  readonly connectMsMax: number;
-  /** For one run of commands; longer than the kernels' own deadlines together. */
-  readonly stepMsMax: number;
-  /** How often progress is told, at most. */
-  readonly progressMs: number;
-  /** How often it is told at least, also by an idle rank: silence is taken for death. */
-  readonly beatMs: number;
-}
-
-/** What happens to the group, in the order in which it does. */
-export type GroupEvent =
-  | { readonly type: "seated"; readonly seat: Seat }
-  | { readonly type: "mapped"; readonly seat: Seat; readonly ms: number }
-  | { readonly type: "unmapped"; readonly seat: Seat }
-  | { readonly type: "prepared"; readonly experts: number; readonly ms: number }
-  /** From `atStep` on these take part, or do not; before it nothing changes. */
-  | {
-      readonly type: "flip";
-      readonly atStep: number;
-      readonly joined: readonly Seat[];
-      readonly left: readonly Seat[];
-    }
-  /** The change is behind everybody. */
-  | { readonly type: "settled"; readonly epoch: number }
-  | { readonly type: "died"; readonly seats: readonly Seat[]; readonly epoch: number }
-  /** Everything from this step on is to be done again by everybody; null: no step was lost. */
-  | { readonly type: "replay"; readonly firstFaultyStep: number | null }
-  /** The group goes on without this rank; `isLeave`: as it was asked to. */
-  | { readonly type: "ended"; readonly isLeave: boolean; readonly why: string }
-  /** Something that will be tried again or judged by others. */
-  | { readonly type: "failed"; readonly what: string; readonly error: RelightError };
-
-export interface EpGroupOptions {
-  readonly open: OpenMembership;
-  readonly config: JoinRequest["config"];
-  readonly occupant: Omit<Occupant, "address">;
-  readonly wantedSlot: number | null;
-  readonly windows: WindowExchange;
-  /** Takes the memory of a rank in this seat. */
-  readonly openDevice: (seat: Seat) => Promise<RankDevice>;
-  /** Puts experts where the plan wants them; those in use stay. */
-  readonly loadExperts: (experts: readonly NeededExpert[], signal: AbortSignal) => Promise<void>;
-  readonly onEvent: (event: GroupEvent) => void;
-  readonly limits: EpGroupLimits;
-  readonly clock: Clock;
-}
-
-export interface StepOutcome {
-  /** The first and the last step of the run. */
-  readonly first: number;
-  readonly last: number;
-  /** Everybody who should have taken part did, to the end. */
-  readonly isGood: boolean;
-  /** Slots that were missing. */
-  readonly lost: readonly number[];
-  /** Experts that nobody holds: choices of them were left out. */
-  readonly missingExperts: readonly number[];
-}
+import { alive, raced } from "./waits.ts";
 
 /** The gate that `arm` closes: nothing that contains `atStep` starts before the commit. */
 interface Gate {
@@ -540,52 +473,5 @@ export class EpGroup implements AsyncDisposable {
     this.#ending.abort(why);
     this.#gate?.opened.resolve();
     this.#announceChange();
-  }
-}
-
-/** Says that this rank lives while its device opens, which may take longer than the group is patient. */
-async function alive(
-  opening: Promise<RankDevice>,
-  session: MembershipSession,
-  { clock, limits }: EpGroupOptions,
-): Promise<RankDevice> {
-  const opened = new AbortController();
-  void (async () => {
-    while (!opened.signal.aborted) {
-      session.report({ type: "progress", launchedStep: 0, completedStep: 0 });
-      await clock.sleep(limits.beatMs, opened.signal).catch(() => undefined);
-    }
-  })();
-  try {
-    return await opening;
-  } finally {
-    opened.abort();
-  }
-}
-
-/** Slots of which this step lacked something: expected and not taking part, or lost on the way. */
-function lostIn(
-  { dispatch, combine }: DeviceReport,
-  { last, expected }: { readonly last: bigint; readonly expected: number },
-): number {
-  // A half that another step ended is not this step's; then all of it is unknown.
-  if (dispatch.epoch !== last || combine.epoch !== last) return expected;
-  const present = dispatch.used & combine.used;
-  return ((expected & ~present) | dispatch.failed | combine.failed) >>> 0;
-}
-
-function slotsIn(mask: number): number[] {
-  return Array.from({ length: 32 }, (_, slot) => slot).filter((slot) => (mask >>> slot) & 1);
-}
-
-async function raced<Value>(promise: Promise<Value>, signal: AbortSignal): Promise<Value> {
-  signal.throwIfAborted();
-  const { promise: aborted, reject } = Promise.withResolvers<never>();
-  const onAbort = () => reject(signal.reason);
-  signal.addEventListener("abort", onAbort, { once: true });
-  try {
-    return await Promise.race([promise, aborted]);
-  } finally {
-    signal.removeEventListener("abort", onAbort);
   }
 }
