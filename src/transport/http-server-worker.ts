@@ -1,35 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// One thread of the piece server: node:http, which is fast on the sending side, on a port that its
-// sibling threads share. Reads synchronously, so that only this thread waits for the disk. Beyond
-// loopback the same server stands behind TLS 1.3, and who asks must be a member of the fleet.
+// One thread of the piece server: node:http, which is fast on the sending side. Reads synchronously, so
+// that only this thread waits for the disk.
 
 import fs from "node:fs";
-import http, { type IncomingMessage, type ServerResponse } from "node:http";
-import https from "node:https";
+import type { IncomingMessage, ServerResponse } from "node:http";
 import { parentPort, workerData } from "node:worker_threads";
 import type { Hex32 } from "../core/digest.ts";
 import { parseRanges } from "../core/pieces.ts";
-import { asRelightError, assert, type Code, codes, RelightError } from "../errors.ts";
-import { fromNodeError } from "../platform/node-errors.ts";
+import { assert, type Code, codes, RelightError } from "../errors.ts";
 import { loadSocketSender, type SocketSender } from "../platform/socket-sender.ts";
 import { BufferPool } from "./buffer-pool.ts";
 import { bodyBytes, Pump, type Segment } from "./http-pump.ts";
 import { type ByteSpan, parseByteRange, parseRoute, type Route } from "./http-route.ts";
-import {
-  type FromServer,
-  ServerCounters,
-  type ServerWorkerData,
-  type ToServer,
-} from "./http-server-messages.ts";
+import type { FromServer, ServerWorkerData, ToServer } from "./http-server-messages.ts";
 import { openOffered } from "./offered-file.ts";
 import { ServedArtifact } from "./served-artifact.ts";
-import { TlsGate } from "./tls-gate.ts";
-import { toPlainError } from "./worker.ts";
+import { startThreadServer } from "./thread-server.ts";
 
 assert(parentPort !== null, "the piece server runs as a worker thread");
 const parent = parentPort;
-const { host, port, limits, tls, counters: counterCells } = workerData as ServerWorkerData;
-const counters = new ServerCounters(counterCells);
+const data = workerData as ServerWorkerData;
+const { limits } = data;
 const artifacts = new Map<Hex32, ServedArtifact>();
 const pumps = new Map<Pump, ServerResponse>();
 const pool = new BufferPool({ bufferBytes: limits.bufferBytes, keptMax: 2 * limits.readersMax });
@@ -37,29 +28,14 @@ const pool = new BufferPool({ bufferBytes: limits.bufferBytes, keptMax: 2 * limi
 /** Not behind TLS. Until it is loaded, and without it, bytes pass through this thread. */
 let sender: SocketSender | null = null;
 
-const timing = {
-  maxHeaderSize: limits.headBytesMax,
-  headersTimeout: limits.headMsMax,
-  requestTimeout: limits.headMsMax,
-  keepAliveTimeout: limits.idleMsMax,
-  connectionsCheckingInterval: 1_000,
-};
-const gate = tls === null ? null : new TlsGate(tls, { limits, counters });
-const server =
-  gate === null
-    ? http.createServer(timing, hear)
-    : https.createServer({ ...timing, ...gate.options }, hear);
-if (server instanceof https.Server) gate?.guard(server);
-server.maxConnections = limits.connectionsMax;
-server.on("drop", () => counters.strangerRefused());
-server.on("error", (error) => {
-  tell({ type: "failed", error: toPlainError(fromNodeError(error, `listen on ${host}:${port}`)) });
-});
-server.listen({ host, port, reusePort: true }, () => {
-  const address = server.address();
-  assert(address !== null && typeof address === "object", "a listening server has an address");
-  tell({ type: "listening", port: address.port });
-  if (tls === null) void loadSocketSender().then((loaded) => (sender = loaded));
+const { counters, renew } = startThreadServer(data, {
+  answer,
+  refuse,
+  tell: (message) => {
+    tell(message);
+    const isPlain = message.type === "listening" && data.tls === null;
+    if (isPlain) void loadSocketSender().then((loaded) => (sender = loaded));
+  },
 });
 
 parent.on("message", (message: ToServer) => {
@@ -81,16 +57,7 @@ function receive(message: ToServer): void {
       artifacts.delete(message.artifactId);
       return;
     case "renew":
-      if (server instanceof https.Server) gate?.renew(server, message.tls);
-  }
-}
-
-function hear(request: IncomingMessage, response: ServerResponse): void {
-  try {
-    gate?.check(request.socket);
-    answer(request, response);
-  } catch (error) {
-    fail(response, asRelightError(error));
+      renew(message.tls);
   }
 }
 
@@ -252,7 +219,7 @@ function sendSmall(
   response.end(request.method === "HEAD" ? undefined : body);
 }
 
-function fail(response: ServerResponse, error: RelightError): void {
+function refuse(response: ServerResponse, error: RelightError): void {
   if (response.headersSent) {
     response.destroy();
     return;

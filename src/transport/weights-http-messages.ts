@@ -4,7 +4,7 @@
 
 import { RelightError } from "../errors.ts";
 import type { TlsMaterial } from "../trust/tls-material.ts";
-import type { FetchLimits, ServerLimits } from "./transport.ts";
+import type { FetchLimits } from "./transport.ts";
 import type { PlainError } from "./worker.ts";
 
 export interface SourceRange {
@@ -17,14 +17,6 @@ export const rangesMax = 256;
 /** A request's line with so many ranges, or a call's arguments. */
 export const headBytesMax = 64 * 1_024;
 export const answerBytesMax = 512 * 2 ** 20;
-
-export interface ServerData {
-  readonly host: string;
-  readonly port: number;
-  readonly limits: ServerLimits;
-  readonly counters: SharedArrayBuffer;
-  readonly tls: TlsMaterial | null;
-}
 
 export type FromServerThread =
   | { readonly type: "listening"; readonly port: number }

@@ -2,25 +2,22 @@
 // One thread that serves weights over HTTP/1.1, on a port that its siblings share. It decides nothing:
 // each request goes to the thread that owns the GPU, whose answer lies in memory that both see.
 
-import http, { type IncomingMessage, type ServerResponse } from "node:http";
-import https from "node:https";
+import type { IncomingMessage, ServerResponse } from "node:http";
 import { parentPort, workerData } from "node:worker_threads";
-import { asRelightError, assert, codes, RelightError } from "../errors.ts";
-import { fromNodeError } from "../platform/node-errors.ts";
-import { ServerCounters } from "./http-server-messages.ts";
-import { TlsGate } from "./tls-gate.ts";
+import { assert, codes, RelightError } from "../errors.ts";
+import type { ServerWorkerData } from "./http-server-messages.ts";
+import { startThreadServer } from "./thread-server.ts";
 import {
   type FromServerThread,
   parseWeightRoute,
-  type ServerData,
   type ToServerThread,
 } from "./weights-http-messages.ts";
-import { fromPlainError, toPlainError } from "./worker.ts";
+import { fromPlainError } from "./worker.ts";
 
 assert(parentPort !== null, "the weights server runs as a worker thread");
 const parent = parentPort;
-const { host, port, limits, tls, counters: cells } = workerData as ServerData;
-const counters = new ServerCounters(cells);
+const data = workerData as ServerWorkerData;
+const { limits } = data;
 
 interface Pending {
   readonly response: ServerResponse;
@@ -30,42 +27,14 @@ interface Pending {
 const pending = new Map<number, Pending>();
 let nextId = 1;
 
-const timing = {
-  maxHeaderSize: limits.headBytesMax,
-  headersTimeout: limits.headMsMax,
-  requestTimeout: limits.headMsMax,
-  keepAliveTimeout: limits.idleMsMax,
-  connectionsCheckingInterval: 1_000,
+const { counters, renew } = startThreadServer(data, {
   highWaterMark: 2 ** 20,
-};
-const gate = tls === null ? null : new TlsGate(tls, { limits, counters });
-const server =
-  gate === null
-    ? http.createServer(timing, hear)
-    : https.createServer({ ...timing, ...gate.options }, hear);
-if (server instanceof https.Server) gate?.guard(server);
-server.maxConnections = limits.connectionsMax;
-server.on("drop", () => counters.strangerRefused());
-server.on("error", (error) => {
-  tell({ type: "failed", error: toPlainError(fromNodeError(error, `listen on ${host}:${port}`)) });
+  answer: forward,
+  refuse,
+  tell,
 });
-server.listen({ host, port, reusePort: true }, () => {
-  const address = server.address();
-  assert(address !== null && typeof address === "object", "a listening server has an address");
-  tell({ type: "listening", port: address.port });
-});
-
 parent.on("message", receive);
 setInterval(dropSlowReaders, 1_000);
-
-function hear(request: IncomingMessage, response: ServerResponse): void {
-  try {
-    gate?.check(request.socket);
-    forward(request, response);
-  } catch (error) {
-    fail(response, asRelightError(error));
-  }
-}
 
 function forward(request: IncomingMessage, response: ServerResponse): void {
   const { headers } = request;
@@ -86,7 +55,7 @@ function forward(request: IncomingMessage, response: ServerResponse): void {
 
 function receive(message: ToServerThread): void {
   if (message.type === "renew") {
-    if (server instanceof https.Server) gate?.renew(server, message.tls);
+    renew(message.tls);
     return;
   }
   const waiting = pending.get(message.id);
@@ -95,7 +64,7 @@ function receive(message: ToServerThread): void {
   const { response } = waiting;
   waiting.sendingSinceMs = performance.now();
   if (message.type === "refuse") {
-    fail(response, fromPlainError(message.error));
+    refuse(response, fromPlainError(message.error));
     return;
   }
   const isBytes = message.type === "filled";
@@ -110,7 +79,7 @@ function bufferOver({ buffer, byteOffset, byteLength }: Uint8Array<SharedArrayBu
   return Buffer.from(buffer, byteOffset, byteLength) as Buffer;
 }
 
-function fail(response: ServerResponse, error: RelightError): void {
+function refuse(response: ServerResponse, error: RelightError): void {
   if (response.headersSent) {
     response.destroy();
     return;

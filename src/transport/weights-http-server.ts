@@ -7,12 +7,11 @@ import type { Worker } from "node:worker_threads";
 import { isLoopback } from "../core/loopback.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import type { TlsMaterial } from "../trust/tls-material.ts";
-import { ServerCounters } from "./http-server-messages.ts";
+import { ServerCounters, type ServerWorkerData } from "./http-server-messages.ts";
 import { type ServerLimits, type ServerStats, serverLimits } from "./transport.ts";
 import {
   type FromServerThread,
   headBytesMax,
-  type ServerData,
   type SourceRange,
   type ToServerThread,
 } from "./weights-http-messages.ts";
@@ -106,7 +105,7 @@ class ServerThread {
   readonly #source: RangeSource;
   readonly #asked = new Map<number, Asked>();
 
-  constructor(data: ServerData, source: RangeSource) {
+  constructor(data: ServerWorkerData, source: RangeSource) {
     const { promise, resolve, reject } = Promise.withResolvers<number>();
     this.listening = promise;
     promise.catch(() => undefined); // Whoever waits hears it; afterwards nobody does.
