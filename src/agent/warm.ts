@@ -11,6 +11,7 @@ import { listPieces, type ManifestFile, type SealedManifest } from "../artifacts
 import type { SourceReport } from "../artifacts/pull.ts";
 import { startPull } from "../artifacts/pull-run.ts";
 import { pullSettings } from "../artifacts/pull-state.ts";
+import { checkSuffixes } from "../artifacts/structure.ts";
 import type { PieceSet } from "../core/pieces.ts";
 import { asRelightError, RelightError } from "../errors.ts";
 import type { Clock } from "../platform/clock.ts";
@@ -106,6 +107,7 @@ async function warmFrom(
   const name = cache.family.name;
   const granted = await ledger.phase(`manifest ${name}`, () => askSources(artifact, options));
   const { manifest, statement, trust } = granted;
+  checkSuffixes(cache.family, manifest);
   refuseUnwanted(cache.family, manifest);
   const files = await ledger.phase(`look ${name}`, () => claimed.missing(manifest, options.signal));
   record.artifactId ??= manifest.artifactId;

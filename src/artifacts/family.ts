@@ -74,6 +74,11 @@ export interface Family {
   readonly dependsOn: readonly FactName[];
   /** Half-written by the compiler, or worthless to another replica. */
   isTemporary(path: string): boolean;
+  /**
+   * Endings of what its compiler writes; a file with another is neither sealed nor accepted. Not given
+   * where a cache holds files without an ending, or whatever its user puts there.
+   */
+  readonly suffixes?: readonly string[];
   /** A build tool compares the files' modification times: they travel, and are given to what is installed. */
   readonly keepsTimes?: boolean;
   /** Names its root and travels in portable form (rebase.ts). */
@@ -105,4 +110,9 @@ export function isTemporaryName(path: string): boolean {
         name === "lock" ||
         name === "locks",
     );
+}
+
+/** Whether a file of this name may be in the family's cache at all. */
+export function isOfFamily({ suffixes }: Pick<Family, "suffixes">, path: string): boolean {
+  return suffixes === undefined || suffixes.some((suffix) => path.endsWith(suffix));
 }

@@ -107,6 +107,8 @@ describe("seal()", () => {
       "root/gone/__grp__kernel.json",
       group({ "kernel.cubin": path.join(root, "gone/kernel.cubin") }),
     );
+    // Triton writes no such file: peers would refuse all for it.
+    folder.write("root/k/sitecustomize.py", Buffer.from("import os"));
     const result = seal(options(root, { family: triton }));
     assert.deepEqual(
       result?.manifest.files.map((file) => [file.path, file.form]),

@@ -9,7 +9,7 @@ import path from "node:path";
 import { chunkBytes } from "../core/pieces.ts";
 import { RelightError } from "../errors.ts";
 import { errnoOf, fromNodeError } from "../platform/node-errors.ts";
-import type { Family } from "./family.ts";
+import { type Family, isOfFamily } from "./family.ts";
 import { hashHandle } from "./hash-file.ts";
 import {
   encodeManifest,
@@ -128,7 +128,9 @@ function* walk(options: SealPlace, skipped: Skipped[]): Generator<FoundFile> {
 }
 
 function reasonToLeave(relative: string, family: Family): string | null {
-  return family.isTemporary(relative) ? "temporary" : (family.whole?.refuse(relative) ?? null);
+  if (family.isTemporary(relative)) return "temporary";
+  if (!isOfFamily(family, relative)) return "not of this family";
+  return family.whole?.refuse(relative) ?? null;
 }
 
 /** The file, or why what stands there is none. */

@@ -6,12 +6,27 @@ import fs from "node:fs";
 import path from "node:path";
 import { breaksForm, firstBytes, formBytes, jsonBytesMax, namedForm } from "../core/structure.ts";
 import { RelightError } from "../errors.ts";
+import { type Family, isOfFamily } from "./family.ts";
+import type { Manifest } from "./manifest.ts";
 
 /** @throws RelightError `structure_invalid` when a staged file is not what its name says. */
 export function checkStructure(staging: string, relative: string): void {
   const reason = structureProblem(path.join(staging, relative), relative);
   if (reason === null) return;
   throw new RelightError("structure_invalid", `Cannot install "${relative}": ${reason}`);
+}
+
+/**
+ * Before anything is fetched: no file that the family's compiler would not write.
+ * @throws RelightError `structure_invalid`.
+ */
+export function checkSuffixes(family: Family, { files }: Manifest): void {
+  const foreign = files.find((file) => !isOfFamily(family, file.path));
+  if (foreign === undefined) return;
+  throw new RelightError(
+    "structure_invalid",
+    `Cannot accept "${foreign.path}" in a cache of ${family.name}: want one of ${family.suffixes?.join(", ")}`,
+  );
 }
 
 /**

@@ -6,6 +6,21 @@ import path from "node:path";
 import { type Family, folderUnit, isTemporaryName } from "../family.ts";
 import { isGroupFile } from "../rebase-group.ts";
 
+/** IR and binaries of its stages, metadata, launchers. Nothing that an interpreter would run. */
+const suffixes = [
+  ".source",
+  ".ttir",
+  ".ttgir",
+  ".llir",
+  ".ptx",
+  ".cubin",
+  ".amdgcn",
+  ".hsaco",
+  ".spv",
+  ".json",
+  ".so",
+];
+
 export const triton: Family = {
   name: "triton",
   about: "Triton kernels: IR, PTX, cubin and launchers.",
@@ -31,6 +46,7 @@ export const triton: Family = {
     "quantization",
   ],
   isTemporary: isTemporaryName,
+  suffixes,
   isRooted: isGroupFile,
   unitOf: (file) => folderUnit(file, [".cubin", ".so"]),
 };
