@@ -161,6 +161,18 @@ describe("relight run", () => {
     assert.deepEqual([event, outcome, boot.exitCode], ["ended", "cold", 3]);
     assert.equal(boot.caches[0].code, "coordinator_unreachable");
     assert.equal(boot.model, "org/model");
+    const state = `--state-dir=${folder.path("state")}`;
+    const { value: list } = await relightJson<{ boots: { bootId: string }[] }>([
+      "boot",
+      "list",
+      state,
+    ]);
+    assert.deepEqual(
+      list.boots.map(({ bootId }) => bootId),
+      [boot.bootId],
+    );
+    const { value: why } = await relightJson<{ sentences: string[] }>(["boot", "why", state]);
+    assert.match(why.sentences.join(" "), /was cold and was never seen healthy.*coordinator/);
   });
 
   test("starts the engine cold at once when no coordinator answers, says so, and passes its exit code on", async () => {
