@@ -18,6 +18,7 @@ import {
   unpackHave,
   type WeightSource,
 } from "./source.ts";
+import { sourceFailure } from "./source-failure.ts";
 import { type RangeLink, type SourceRange, stagedCarrier } from "./staged-carrier.ts";
 
 /** What transport/cuda-ipc.ts and transport/weights-http-client.ts give: one connection to an agent. */
@@ -131,7 +132,7 @@ export class PeerSource implements WeightSource, Disposable {
       case "http":
         this.#ranges ??= this.#options.openRanges?.(endpoint) ?? null;
         if (this.#ranges === null) throw new TypeError("HTTP was chosen where nobody reads it");
-        return await stagedCarrier(this.#ranges, target, lease.token);
+        return await stagedCarrier(named(this.name, this.#ranges), target, lease.token);
       case "nccl": {
         const { id, pair } = await this.#meet(lease.token, target, signal);
         const send = async (ranges: readonly SourceRange[], within: AbortSignal) => {
@@ -205,7 +206,7 @@ export class PeerSource implements WeightSource, Disposable {
       const isLost = error.code === "cancelled" || error.code === "source_unreachable";
       // An answer may still be under way; the next call must not take it for its own.
       if (isLost || error.code === "source_protocol") this.#hangUp();
-      if (error.code !== "cancelled" || signal.aborted) throw error;
+      if (error.code !== "cancelled" || signal.aborted) throw sourceFailure(this.name, error);
       throw new RelightError(
         "source_stalled",
         `Cannot use "${this.name}": it has not answered "${op}" in ${this.#options.callMsMax} ms`,
@@ -218,4 +219,15 @@ export class PeerSource implements WeightSource, Disposable {
     this.#link?.[Symbol.dispose]();
     this.#link = null;
   }
+}
+
+/** The same ranges; what goes wrong with them is the source's. */
+function named(name: string, ranges: RangeLink): RangeLink {
+  return {
+    requestsMax: ranges.requestsMax,
+    read: (request, signal) =>
+      ranges.read(request, signal).catch((cause: unknown) => {
+        throw sourceFailure(name, cause);
+      }),
+  };
 }

@@ -49,13 +49,13 @@ export class WeightServing implements AsyncDisposable {
   ): Promise<Filled> {
     const bytes = totalOf(ranges);
     await this.#pacer.pass(bytes, signal);
-    const stay = await this.#stay(memory);
+    const stay = await this.#begin(memory);
     return await stay.fill({ memory, ranges, bytes }, this.#wait(signal));
   }
 
   /** Meets a target's GPU. It stays open until the context is given back. */
   async pair(memory: EngineMemory, id: string, signal: AbortSignal): Promise<void> {
-    const stay = await this.#stay(memory);
+    const stay = await this.#begin(memory);
     await stay.pair(id, this.#wait(signal));
   }
 
@@ -66,7 +66,7 @@ export class WeightServing implements AsyncDisposable {
     signal: AbortSignal,
   ): Promise<void> {
     await this.#pacer.pass(totalOf(ranges), signal);
-    const stay = await this.#stay(memory);
+    const stay = await this.#begin(memory);
     await stay.send({ memory, pair, ranges }, this.#wait(signal));
   }
 
@@ -86,6 +86,15 @@ export class WeightServing implements AsyncDisposable {
 
   #wait(signal: AbortSignal): Wait {
     return { signal, deadlineMs: this.#options.rangeMsMax };
+  }
+
+  /** A stay that will not end before what is begun here. */
+  async #begin(memory: EngineMemory): Promise<ServingStay> {
+    for (;;) {
+      const stay = await this.#stay(memory);
+      // It may have been given back while this waited for it; then there is another.
+      if (stay.begin()) return stay;
+    }
   }
 
   /** One for each GPU. */
@@ -117,6 +126,7 @@ class ServingStay {
   readonly #leave: () => Promise<void>;
   /** Slots handed out, and calls under way. */
   #uses = 0;
+  #isOver = false;
   #idle = new AbortController();
 
   private constructor(fields: {
@@ -171,6 +181,14 @@ class ServingStay {
     return await promise;
   }
 
+  /** False when it is being given back. Each of the calls below ends what this began. */
+  begin(): boolean {
+    if (this.#isOver) return false;
+    this.#uses += 1;
+    this.#idle.abort();
+    return true;
+  }
+
   async fill(
     what: {
       readonly memory: EngineMemory;
@@ -180,10 +198,9 @@ class ServingStay {
     wait: Wait,
   ): Promise<Filled> {
     const { memory, ranges, bytes } = what;
-    if (bytes > slotBytes) throw tooLarge(bytes);
-    this.#begin();
     const slot = await this.#take();
     try {
+      if (bytes > slotBytes) throw tooLarge(bytes);
       await this.#copyOut({ memory, ranges, slot }, wait);
     } catch (error) {
       this.#give(slot);
@@ -199,7 +216,6 @@ class ServingStay {
 
   async pair(id: string, wait: Wait): Promise<void> {
     const { driver } = this.#options.parts;
-    this.#begin();
     try {
       const { context } = this.#stay;
       const meeting = { id: Uint8Array.from(Buffer.from(id, "hex")), rank: 0 } as const;
@@ -220,12 +236,11 @@ class ServingStay {
     wait: Wait,
   ): Promise<void> {
     const { driver } = this.#options.parts;
-    const opened = this.#pairs.get(what.pair);
-    if (opened === undefined) {
-      throw new RelightError("request_invalid", "Cannot send weights: the pair was never opened");
-    }
-    this.#begin();
     try {
+      const opened = this.#pairs.get(what.pair);
+      if (opened === undefined) {
+        throw new RelightError("request_invalid", "Cannot send weights: the pair was never opened");
+      }
       const moves = await Promise.all(
         what.ranges.map(async ({ allocation, offsetBytes, bytes }) => {
           const base = await this.#stay.addressOf(what.memory.handles, allocation);
@@ -235,8 +250,9 @@ class ServingStay {
       await driver.exchange(opened.stream, opened.pair, { moves, wait });
     } catch (error) {
       // NCCL is of no more use after a failure; whoever waits for these bytes is freed by it.
+      const broken = this.#pairs.get(what.pair);
       this.#pairs.delete(what.pair);
-      await driver.close(opened.pair);
+      if (broken !== undefined) await driver.close(broken.pair);
       throw error;
     } finally {
       this.#end();
@@ -245,6 +261,7 @@ class ServingStay {
 
   /** Closes the context, and with it everything in it. */
   async end(): Promise<void> {
+    this.#isOver = true;
     this.#idle.abort();
     await this.#leave();
   }
@@ -287,11 +304,6 @@ class ServingStay {
     this.#end();
   }
 
-  #begin(): void {
-    this.#uses += 1;
-    this.#idle.abort();
-  }
-
   #end(): void {
     this.#uses -= 1;
     assert(this.#uses >= 0, "what ends has begun");
@@ -307,6 +319,8 @@ class ServingStay {
     } catch {
       return; // Somebody reads again, or it was ended.
     }
+    if (this.#uses > 0) return;
+    this.#isOver = true;
     await this.#leave();
   }
 }
