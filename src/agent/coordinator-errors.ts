@@ -15,6 +15,12 @@ const passed = new Set<Code>([
   "unauthenticated",
   "certificate_revoked",
   "role_denied",
+  "ep_capacity",
+  "ep_config_differs",
+  "ep_epoch_changed",
+  "ep_operation_open",
+  "ep_committed",
+  "ep_evicted",
 ]);
 
 export function fromGrpc(error: unknown, what: string): RelightError {

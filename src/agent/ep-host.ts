@@ -213,13 +213,17 @@ class HostedRank {
   #onLineEnd(error: RelightError): void {
     this.#line = null;
     if (this.#isStopped) return;
-    const { retry } = error.facts;
-    if (error.code === "ep_evicted") this.#send({ type: "command", command: stale });
-    if (error.code === "ep_evicted" || (retry === "never" && error.facts.blame === "caller")) {
+    // Who has a seat keeps it until the coordinator says that it has none; others are told why not.
+    const isEvicted = error.code === "ep_evicted";
+    const isRefused = error.facts.retry === "never" && error.code !== "cancelled";
+    if (isEvicted || (isRefused && this.#member.status.seat === null)) {
       const { code, message } = error;
-      this.#send({ type: "refused", code, message });
       this.#member = { ...this.#member, isOver: true };
-      this.stop();
+      const last: AgentMessage = isEvicted
+        ? { type: "command", command: stale }
+        : { type: "refused", code, message };
+      // Said before the socket closes, or the rank would only ask again.
+      void this.#send(last).finally(() => this.stop());
       return;
     }
     this.#retry = setTimeout(() => this.#connect(), retryMs);
@@ -231,8 +235,8 @@ class HostedRank {
     const [heard, commands] = hearView(this.#member, view);
     this.#member = othersEnded(heard, this.#goneIn(view));
     if (heard.view !== before.view && heard.status.seat !== null)
-      this.#send({ type: "view", view });
-    for (const command of commands) this.#send({ type: "command", command });
+      void this.#send({ type: "view", view });
+    for (const command of commands) void this.#send({ type: "command", command });
     if (this.#member !== before) {
       this.#keep();
       this.#tell();
@@ -267,11 +271,11 @@ class HostedRank {
   }
 
   #keep(): void {
-    this.#send({ type: "kept", number: this.#heardNumber, status: this.#member.status });
+    void this.#send({ type: "kept", number: this.#heardNumber, status: this.#member.status });
   }
 
-  #send(message: AgentMessage): void {
-    this.#socket?.send({ body: encode(message), descriptors: [] }).catch(() => {
+  async #send(message: AgentMessage): Promise<void> {
+    await this.#socket?.send({ body: encode(message), descriptors: [] }).catch(() => {
       // Its end is noticed where it is read.
     });
   }

@@ -129,7 +129,10 @@ class AgentSession implements MembershipSession {
       this.view = command.view;
     }
     this.#queue.push(command);
-    if (command.type === "evicted" || command.type === "release") this.#queue.end();
+    if (command.type !== "evicted" && command.type !== "release") return;
+    // `quiesced` is still said; on a connection after this one there is nothing to resume.
+    this.#isOver = true;
+    this.#queue.end();
   }
 
   #end(ended: "hung_up"): void {

@@ -129,6 +129,30 @@ describe("expert groups of processes", () => {
     assert.equal((await world.status()).slots[1]?.incarnation, 2);
   });
 
+  test("a rank that the group went on without is refused when it resumes, and told", async () => {
+    await using world = await EpWorld.open();
+    for (let rank = 0; rank < 2; rank++) world.addRank();
+    await world.scale(2);
+    const [stays, stale] = [world.rankAt(0), world.rankAt(1)];
+    await world.killHost();
+    await world.begin("gone", { kind: "OPERATION_KIND_REMOVE", remove: [1], confirms_death: true });
+    await world.startHost();
+    await stale.exited;
+    assert.ok(stale.said("evicted"));
+    await world.untilPhase("gone", "done");
+    await world.untilGood(1);
+    assert.equal(stays.said("evicted"), false);
+  });
+
+  test("a rank of another shape is refused and ends", async () => {
+    await using world = await EpWorld.open();
+    world.addRank();
+    await world.scale(1);
+    const other = world.addRank({}, { shape: "hidden=7168 topk=8" });
+    await other.exited;
+    assert.deepEqual(other.lines, [{ type: "refused", code: "ep_config_differs" }]);
+  });
+
   test("operations over HTTP: by id, by epoch, taken back, and refused in words of the error table", async () => {
     await using world = await EpWorld.open();
     for (let rank = 0; rank < 2; rank++) world.addRank();

@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { openAgentMembership } from "../../src/agent/ep-session.ts";
 import type { Command, MembershipSession, Report } from "../../src/elastic/session.ts";
 import type { GroupConfig, Seat, View } from "../../src/elastic/view.ts";
+import { asRelightError } from "../../src/errors.ts";
 import { bootId } from "../../src/platform/process.ts";
 
 export interface EpRankOptions {
@@ -28,7 +29,8 @@ export type EpRankLine =
   /** From `step` on steps are good with these. */
   | { readonly type: "members"; readonly step: number; readonly members: string }
   | { readonly type: "faulty"; readonly step: number }
-  | { readonly type: "masked" | "released" | "evicted" };
+  | { readonly type: "masked" | "released" | "evicted" }
+  | { readonly type: "refused"; readonly code: string };
 
 interface Peer {
   readonly seat: Seat;
@@ -66,10 +68,15 @@ let said = "";
 let isOver = false;
 
 void runSteps();
-for await (const command of session.commands) {
-  await sleep(options.slowMs[command.type] ?? 0);
-  const answer = carryOut(command);
-  if (answer !== null) session.report(answer);
+try {
+  for await (const command of session.commands) {
+    await sleep(options.slowMs[command.type] ?? 0);
+    const answer = carryOut(command);
+    if (answer !== null) session.report(answer);
+  }
+} catch (error) {
+  isOver = true;
+  say({ type: "refused", code: asRelightError(error).code });
 }
 // The agent takes the last word in; then this process has nothing to do.
 await sleep(200);

@@ -139,12 +139,15 @@ export class EpWorld implements AsyncDisposable {
     return killed(this.#host);
   }
 
-  addRank(slowMs: Partial<Record<Command["type"], number>> = {}): EpRank {
+  addRank(
+    slowMs: Partial<Record<Command["type"], number>> = {},
+    change: Partial<GroupConfig> = {},
+  ): EpRank {
     const memberId = `rank-${this.#names++}`;
     const options: EpRankOptions = {
       socketPath: this.#folder.path("ep.sock"),
       memberId,
-      config: this.config,
+      config: { ...this.config, ...change },
       folder: this.#folder.path("windows"),
       slowMs,
       waitMs: 3_000,
