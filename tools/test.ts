@@ -4,7 +4,7 @@
 // `--require-gpu` makes a skipped GPU test a failure.
 
 import { globSync } from "node:fs";
-import { relative } from "node:path";
+import { join, relative } from "node:path";
 import { run } from "node:test";
 import { spec } from "node:test/reporters";
 
@@ -40,6 +40,12 @@ if (files.length === 0) {
   console.error(`error: no test file matches ${JSON.stringify(filters)}`);
   process.exit(1);
 }
+
+// Tests start hundreds of processes that load the same sources: types are erased and code compiled once.
+process.env["NODE_COMPILE_CACHE"] ??= join(
+  import.meta.dirname,
+  "../node_modules/.cache/node-compile",
+);
 
 const skips: Skip[] = [];
 const durations = new Map<string, number>();
