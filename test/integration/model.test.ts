@@ -8,7 +8,9 @@ import path from "node:path";
 import { after, before, describe, test } from "node:test";
 import { MiB } from "../../src/core/units.ts";
 import { asHubSnapshot, shardName, writeCheckpoint } from "../support/checkpoint.ts";
+import { holdingProxy } from "../support/holding-proxy.ts";
 import {
+  freePort,
   type RelightProcess,
   relight,
   relightJson,
@@ -194,14 +196,21 @@ describe("relight model", { concurrency: 2 }, () => {
     assert.deepEqual(fs.readdirSync(path.join(target, ".relight/staging")), []);
   });
 
-  test("goes on with another source when one is killed half-way", async () => {
+  test("goes on with another source when one is killed while it is asked for pieces", async () => {
     using folder = temporaryFolder();
     writeCheckpoint(folder.path("source"), { shards: 4, bytes: 40 * MiB });
-    await using first = await publish(folder, folder.path("source"), ["--model=two"]);
+    const port = await freePort();
+    await using proxy = await holdingProxy(() => port);
+    await using first = await publish(folder, folder.path("source"), [
+      "--model=two",
+      `--agent-listen=127.0.0.1:${port}`,
+      `--agent-advertise=http://127.0.0.1:${proxy.port}`,
+    ]);
     await using _second = await publish(folder, folder.path("source"), ["--model=two"]);
     const target = folder.path("target");
+    const asked = proxy.held(/\/pieces/);
     const fetching = fetchJson(folder, target, ["--model=two"]);
-    await until("the first bytes", () => stagedBytes(target) > 0);
+    await asked;
     first.child.kill("SIGKILL");
     const { value, output } = await fetching;
     assert.equal(value.state, "installed", output);
