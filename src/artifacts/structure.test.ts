@@ -5,6 +5,8 @@ import { describe, test } from "node:test";
 import { blake3Hex, wholeDigest } from "../core/digest.ts";
 import { isOfFamily } from "./family.ts";
 import { customFamily } from "./kinds/custom.ts";
+import { deepGemm } from "./kinds/deep-gemm.ts";
+import { flashinferAutotune } from "./kinds/flashinfer.ts";
 import { triton } from "./kinds/triton.ts";
 import { checkSuffixes } from "./structure.ts";
 
@@ -27,6 +29,17 @@ describe("checkSuffixes()", () => {
       assert.throws(asked, { code: "structure_invalid" }, name);
       assert.equal(isOfFamily(triton, `hash/${name}`), false);
     }
+  });
+
+  test("takes sources and binaries of DeepGEMM, and JSON of FlashInfer's tuner, alone", () => {
+    for (const name of ["kernel.cu", "kernel.cubin"]) {
+      assert.equal(isOfFamily(deepGemm, `cache/kernel.gemm.0f/${name}`), true, name);
+    }
+    assert.equal(isOfFamily(deepGemm, "cache/kernel.gemm.0f/kernel.so"), false);
+    const tuned = manifestOf("0.6.1/90a/0f/autotune_configs.json");
+    checkSuffixes(flashinferAutotune, tuned);
+    const asked = () => checkSuffixes(flashinferAutotune, manifestOf("0.6.1/90a/0f/configs.pkl"));
+    assert.throws(asked, { code: "structure_invalid" });
   });
 
   test("takes anything where nothing is known of what the cache holds", () => {

@@ -6,6 +6,9 @@
 import path from "node:path";
 import { type Family, folderUnit, isTemporaryName } from "../family.ts";
 
+/** Source and binary of each kernel, and what its dump settings add. */
+const suffixes = [".cu", ".cubin", ".ptx", ".sass"];
+
 export const deepGemm: Family = {
   name: "deep-gemm",
   about: "DeepGEMM kernels, bound to the package's path and the NVCC version.",
@@ -27,6 +30,7 @@ export const deepGemm: Family = {
     "ep",
   ],
   isTemporary: (file) => isTemporaryName(file) || file.startsWith("tmp/"),
+  suffixes,
   isRooted: () => false,
   unitOf: (file) => folderUnit(file, [".cubin"]),
 };

@@ -68,6 +68,7 @@ export const flashinferAutotune: Family = {
     "quantization",
   ],
   isTemporary: isTemporaryName,
+  suffixes: [".json"],
   isRooted: () => false,
   unitOf: (file) => (file.endsWith(".json") ? file : null),
 };
