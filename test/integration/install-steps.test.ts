@@ -20,7 +20,7 @@ function writeSource(folder: TemporaryFolder): string {
     "source/k/__grp__kernel.json",
     JSON.stringify({ child_paths: { "kernel.cubin": path.join(source, "k/kernel.cubin") } }),
   );
-  folder.write("source/other.txt", "one more");
+  folder.write("source/other.ptx", "one more");
   return source;
 }
 
@@ -42,7 +42,7 @@ function visible(root: string): string[] {
     .sort();
 }
 
-const whole = ["k/__grp__kernel.json", "k/kernel.cubin", "k/own.txt", "other.txt"];
+const whole = ["k/__grp__kernel.json", "k/kernel.cubin", "k/own.txt", "other.ptx"];
 
 test("an installation killed before each of its changes is nothing or complete, after the next start whole", () => {
   using folder = temporaryFolder();
@@ -75,7 +75,7 @@ function assertWhole(target: string, file: string, step: number): void {
     }),
     "k/kernel.cubin": "\x7fELF cubin",
     "k/own.txt": "compiled here",
-    "other.txt": "one more",
+    "other.ptx": "one more",
   }[file];
   assert.equal(text, expected, `step ${step}: ${file}`);
 }

@@ -171,19 +171,25 @@ describe("relight model", { concurrency: 2 }, () => {
   test("goes on where a killed target stopped", async () => {
     using folder = temporaryFolder();
     writeCheckpoint(folder.path("source"), { shards: 4, bytes: 40 * MiB });
-    await using source = await publish(folder, folder.path("source"), ["--model=cut"]);
+    const port = await freePort();
+    await using proxy = await holdingProxy(() => port);
+    await using _source = await publish(folder, folder.path("source"), [
+      "--model=cut",
+      `--agent-listen=127.0.0.1:${port}`,
+      `--agent-advertise=http://127.0.0.1:${proxy.port}`,
+    ]);
+    proxy.stopAfter(60 * MiB);
     const target = folder.path("target");
     {
       const args = ["model", "fetch", target, "--model=cut", ...flags(folder, "target")];
       await using killed = relight(args);
       // More than the two threads can have begun to write.
       await until("the first pieces", () => stagedBytes(target) >= 12 * MiB);
-      source.child.kill("SIGSTOP");
       killed.child.kill("SIGKILL");
       await killed.exited;
     }
     assert.deepEqual(listed(target), [], "nothing has its name before everything is there");
-    source.child.kill("SIGCONT");
+    proxy.release();
     const { value, output } = await fetchJson(folder, target, ["--model=cut"]);
     assert.equal(value.state, "installed", output);
     assert.ok(value.resumedBytes >= 4 * MiB, `${value.resumedBytes} bytes were kept`);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A TCP proxy that stops at a moment of the test's choosing: what a client sends is passed on until it
-// matches; then nothing is, until the test says so. So a test knows in which phase the other side is.
+// matches, or what the source sends until it is enough; then nothing is, until the test says so. So a test
+// knows in which phase the other side is.
 
 import net from "node:net";
 
@@ -8,6 +9,8 @@ export interface HoldingProxy extends AsyncDisposable {
   readonly port: number;
   /** Resolves when something that matches has arrived, and is held. */
   held(pattern: RegExp): Promise<void>;
+  /** The source's answers stop after about so many bytes, over all connections. */
+  stopAfter(bytes: number): void;
   /** Passes on what is held and everything after. */
   release(): void;
 }
@@ -17,6 +20,7 @@ export async function holdingProxy(targetPort: () => number): Promise<HoldingPro
   let pattern: RegExp | null = null;
   let onHeld: () => void = () => {};
   let waiting: (() => void)[] = [];
+  let answerBytesLeft = Number.POSITIVE_INFINITY;
   const server = net.createServer((client) => {
     const upstream = net.connect(targetPort(), "127.0.0.1");
     for (const [one, other] of [
@@ -27,7 +31,13 @@ export async function holdingProxy(targetPort: () => number): Promise<HoldingPro
       one.on("error", () => other.destroy());
       one.on("close", () => other.destroy());
     }
-    upstream.pipe(client);
+    upstream.on("data", (bytes) => {
+      answerBytesLeft -= bytes.length;
+      client.write(bytes);
+      if (answerBytesLeft > 0) return;
+      upstream.pause();
+      waiting.push(() => upstream.resume());
+    });
     let isHolding = false;
     client.on("data", (bytes) => {
       const pass = () => void upstream.write(bytes);
@@ -49,7 +59,11 @@ export async function holdingProxy(targetPort: () => number): Promise<HoldingPro
         onHeld = resolve;
       });
     },
+    stopAfter: (bytes) => {
+      answerBytesLeft = bytes;
+    },
     release: () => {
+      answerBytesLeft = Number.POSITIVE_INFINITY;
       for (const pass of waiting) pass();
       waiting = [];
     },
