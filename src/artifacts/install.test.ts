@@ -7,6 +7,7 @@ import fs from "node:fs";
 import path from "node:path";
 import { describe, test } from "node:test";
 import { type TemporaryFolder, temporaryFolder } from "../../test/support/temporary-folder.ts";
+import { visibleFiles } from "../../test/support/visible-files.ts";
 import {
   createStaging,
   finishingOf,
@@ -52,14 +53,6 @@ function stage(folder: TemporaryFolder, options: { corrupt?: (tree: string) => v
   return { root, staging, files, manifest: sealed.manifest, sources: ["http://a"], nowMs };
 }
 
-function visible(root: string): string[] {
-  return fs
-    .readdirSync(root, { recursive: true, withFileTypes: true })
-    .filter((item) => item.isFile() && !item.parentPath.includes(".relight"))
-    .map((item) => path.relative(root, path.join(item.parentPath, item.name)))
-    .sort();
-}
-
 const allowed = () => true;
 
 function unreadable(): never {
@@ -71,7 +64,7 @@ describe("installStaged()", () => {
     using folder = temporaryFolder();
     const order = stage(folder);
     installStaged(order);
-    assert.deepEqual(visible(order.root), [
+    assert.deepEqual(visibleFiles(order.root), [
       "k/__grp__kernel.json",
       "k/kernel.cubin",
       "k/kernel.json",
@@ -121,7 +114,7 @@ describe("installStaged()", () => {
       if (file.path !== "k/kernel.json") finishing.finished.add(at);
     });
     assert.throws(() => installStaged({ ...order, finishing }), { code: "structure_invalid" });
-    assert.deepEqual(visible(order.root), []);
+    assert.deepEqual(visibleFiles(order.root), []);
   });
 
   test("keeps a file that the target compiled between the plan and the placing", () => {
@@ -180,7 +173,7 @@ describe("installStaged()", () => {
       using folder = temporaryFolder();
       const order = stage(folder, { corrupt });
       assert.throws(() => installStaged(order), { code });
-      assert.deepEqual(visible(order.root), []);
+      assert.deepEqual(visibleFiles(order.root), []);
       assert.deepEqual(readReceipts(order.root, unreadable), []);
     });
   }
@@ -213,7 +206,7 @@ describe("uninstall()", () => {
     for (const name of ["k/kernel.cubin", "k/__grp__kernel.json"])
       fs.utimesSync(path.join(order.root, name), new Date(), new Date());
     assert.equal(uninstall(order.root, receipt), 3);
-    assert.deepEqual(visible(order.root), []);
+    assert.deepEqual(visibleFiles(order.root), []);
     assert.deepEqual(readReceipts(order.root, unreadable), []);
   });
 
@@ -223,7 +216,7 @@ describe("uninstall()", () => {
     const { receipt } = installStaged(order);
     fs.writeFileSync(path.join(order.root, "k/kernel.json"), '{"own": true}');
     assert.equal(uninstall(order.root, receipt), 2);
-    assert.deepEqual(visible(order.root), ["k/kernel.json"]);
+    assert.deepEqual(visibleFiles(order.root), ["k/kernel.json"]);
     const elsewhere = folder.path("elsewhere");
     fs.cpSync(folder.path("source/k"), elsewhere, { recursive: true });
     fs.rmSync(path.join(order.root, "k"), { recursive: true });
@@ -249,7 +242,7 @@ describe("recoverRoot()", () => {
     using folder = temporaryFolder();
     const { root } = stage(folder);
     assert.equal(recoverRoot(root, allowed), false);
-    assert.deepEqual(visible(root), []);
+    assert.deepEqual(visibleFiles(root), []);
     assert.deepEqual(fs.readdirSync(ownPaths(root).staging), []);
   });
 
@@ -267,7 +260,7 @@ describe("recoverRoot()", () => {
     );
     writeJournal(order.root, { stagingName: path.basename(order.staging.tree), receipt: placed });
     assert.equal(recoverRoot(order.root, allowed), true);
-    assert.equal(visible(order.root).length, 3);
+    assert.equal(visibleFiles(order.root).length, 3);
     assert.deepEqual(readReceipts(order.root, unreadable)[0]?.files.length, 3);
   });
 
@@ -285,7 +278,7 @@ describe("recoverRoot()", () => {
       recoverRoot(order.root, () => false),
       false,
     );
-    assert.deepEqual(visible(order.root), []);
+    assert.deepEqual(visibleFiles(order.root), []);
     assert.deepEqual(fs.readdirSync(ownPaths(order.root).staging), []);
   });
 

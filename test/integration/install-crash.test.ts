@@ -10,6 +10,7 @@ import path from "node:path";
 import { describe, test } from "node:test";
 import { relight, relightJson, startTestCoordinator } from "../support/relight.ts";
 import { type TemporaryFolder, temporaryFolder } from "../support/temporary-folder.ts";
+import { visibleFiles } from "../support/visible-files.ts";
 
 const filesCount = 1_500;
 /** From before the first request to after the receipt, on this machine and on one three times as fast. */
@@ -32,15 +33,6 @@ function writeTree(folder: TemporaryFolder): void {
     );
   }
   folder.write("source/large.bin", randomBytes(9 * 1024 * 1024));
-}
-
-function visibleFiles(root: string): string[] {
-  if (!fs.existsSync(root)) return [];
-  return fs
-    .readdirSync(root, { recursive: true, withFileTypes: true })
-    .filter((item) => item.isFile())
-    .map((item) => path.relative(root, path.join(item.parentPath, item.name)))
-    .filter((file) => !file.startsWith(".relight"));
 }
 
 describe("a target killed with SIGKILL", () => {

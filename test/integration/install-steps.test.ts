@@ -10,6 +10,7 @@ import { test } from "node:test";
 import { openRoot, recoverRoot } from "../../src/artifacts/install.ts";
 import { ownPaths, readReceipts } from "../../src/artifacts/receipt.ts";
 import { type TemporaryFolder, temporaryFolder } from "../support/temporary-folder.ts";
+import { visibleFiles } from "../support/visible-files.ts";
 
 const program = path.resolve(import.meta.dirname, "../support/install-victim-process.ts");
 
@@ -34,14 +35,6 @@ function install(words: readonly string[]) {
   return spawnSync(process.execPath, [program, ...words], { encoding: "utf8", timeout: 30_000 });
 }
 
-function visible(root: string): string[] {
-  return fs
-    .readdirSync(root, { recursive: true, withFileTypes: true })
-    .filter((item) => item.isFile() && !item.parentPath.includes(".relight"))
-    .map((item) => path.relative(root, path.join(item.parentPath, item.name)))
-    .sort();
-}
-
 const whole = ["k/__grp__kernel.json", "k/kernel.cubin", "k/own.txt", "other.ptx"];
 
 test("an installation killed before each of its changes is nothing or complete, after the next start whole", () => {
@@ -50,15 +43,15 @@ test("an installation killed before each of its changes is nothing or complete, 
   const { stdout, stderr } = install([source, makeTarget(folder, "unhurt"), "0"]);
   const changes = Number(stdout);
   assert.ok(changes > 10, stderr);
-  assert.deepEqual(visible(folder.path("unhurt")), whole);
+  assert.deepEqual(visibleFiles(folder.path("unhurt")), whole);
   for (let step = 1; step <= changes; step++) {
     const target = makeTarget(folder, `target${step}`);
     assert.equal(install([source, target, String(step)]).signal, "SIGKILL", `step ${step}`);
-    for (const file of visible(target)) assertWhole(target, file, step);
+    for (const file of visibleFiles(target)) assertWhole(target, file, step);
     // What the next start does first, whether or not it finds a source.
     const root = openRoot(target);
     recoverRoot(root, () => true);
-    const left = visible(target);
+    const left = visibleFiles(target);
     assert.ok(left.length === 1 || left.length === whole.length, `step ${step}: ${left}`);
     const receipts = readReceipts(root, (error) => assert.fail(error));
     assert.equal(receipts.length === 1, left.length === whole.length, `step ${step}`);

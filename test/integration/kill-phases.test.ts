@@ -5,8 +5,6 @@
 
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
-import fs from "node:fs";
-import path from "node:path";
 import { describe, test } from "node:test";
 import { type HoldingProxy, holdingProxy } from "../support/holding-proxy.ts";
 import {
@@ -16,6 +14,7 @@ import {
   startTestCoordinator,
 } from "../support/relight.ts";
 import { type TemporaryFolder, temporaryFolder } from "../support/temporary-folder.ts";
+import { visibleFiles } from "../support/visible-files.ts";
 
 const filesCount = 20;
 const phases = {
@@ -85,14 +84,6 @@ async function startFleet(): Promise<Fleet> {
     visible: () => visibleFiles(folder.path("target")),
     [Symbol.asyncDispose]: () => running.disposeAsync(),
   };
-}
-
-function visibleFiles(root: string): string[] {
-  if (!fs.existsSync(root)) return [];
-  return fs
-    .readdirSync(root, { recursive: true, withFileTypes: true })
-    .filter((item) => item.isFile() && !item.parentPath.includes(".relight"))
-    .map((item) => path.relative(root, path.join(item.parentPath, item.name)));
 }
 
 async function ended(target: RelightProcess): Promise<{ state: string; code: string | null }> {
