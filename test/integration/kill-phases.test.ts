@@ -106,9 +106,7 @@ describe("kill -9", () => {
       go();
       const { state, code } = await ended(target);
       assert.equal(state, "cold");
-      // The phase's own deadline where the machine is so busy that the hold outlasts it.
-      const codes = ["source_unreachable", "source_stalled", "sources_exhausted", "no_source"];
-      assert.ok([...codes, "deadline_exceeded"].includes(code ?? ""), `code ${code}`);
+      assert.match(code ?? "", /^(source_unreachable|source_stalled|sources_exhausted|no_source)$/);
       assert.deepEqual(fleet.visible(), []);
     });
 

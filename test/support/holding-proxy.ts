@@ -17,6 +17,7 @@ export interface HoldingProxy extends AsyncDisposable {
 
 export async function holdingProxy(targetPort: () => number): Promise<HoldingProxy> {
   const sockets = new Set<net.Socket>();
+  const heldClients = new Set<net.Socket>();
   let pattern: RegExp | null = null;
   let onHeld: () => void = () => {};
   let waiting: (() => void)[] = [];
@@ -38,15 +39,14 @@ export async function holdingProxy(targetPort: () => number): Promise<HoldingPro
       upstream.pause();
       waiting.push(() => upstream.resume());
     });
-    let isHolding = false;
     client.on("data", (bytes) => {
       const pass = () => void upstream.write(bytes);
-      if (!isHolding && pattern?.test(bytes.toString("latin1")) === true) {
-        isHolding = true;
+      if (!heldClients.has(client) && pattern?.test(bytes.toString("latin1")) === true) {
+        heldClients.add(client);
         pattern = null;
         onHeld();
       }
-      if (isHolding) waiting.push(pass);
+      if (heldClients.has(client)) waiting.push(pass);
       else pass();
     });
   });
@@ -64,6 +64,7 @@ export async function holdingProxy(targetPort: () => number): Promise<HoldingPro
     },
     release: () => {
       answerBytesLeft = Number.POSITIVE_INFINITY;
+      heldClients.clear();
       for (const pass of waiting) pass();
       waiting = [];
     },
